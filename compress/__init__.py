@@ -1,0 +1,1 @@
+"""Carrying a policy out: sites, pruning, quantization, distillation and the files they end in."""

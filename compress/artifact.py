@@ -1,0 +1,197 @@
+"""The packed model file: a safetensors file with one payload tensor and one metadata entry, readable without pickle.
+
+The payload is: digest of what follows (16 bytes), fingerprint of the model's names and shapes (16), one fixed-width
+record per site, all other tensors as they are, then each site's scales and codes. Its length is a closed formula, so a
+candidate's bytes are known to the byte without writing it. There are no scores in it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compress.apply import stitch
+from compress.coding import RECORD, CodedWeight, read
+from compress.sites import Site, find_sites
+from spaces.errors import ArtifactError
+
+KEY = "slimfront.artifact"
+VERSION = 1
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a packed file of this model holds besides its sites, and how long it is.
+
+    Args:
+        model: a model with the architecture (and the sites) of the file.
+        entry: the workload's entry, written into the file so that a reader knows where the model comes from.
+    """
+
+    model: nn.Module
+    sites: tuple[Site, ...]
+    entry: str
+
+    @cached_property
+    def rest(self) -> tuple[str, ...]:
+        """Names of the tensors that are no site, each once; BatchNorm's batch counters serve training only."""
+        sites = {site.parameter for site in self.sites}
+        seen = {id(p) for name, p in self.model.named_parameters(remove_duplicate=False) if name in sites}
+        counters = {
+            f"{name}.num_batches_tracked".lstrip(".")
+            for name, module in self.model.named_modules(remove_duplicate=False)
+            if isinstance(module, _BatchNorm)
+        }
+        names = []
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if id(tensor) not in seen and name not in counters:
+                seen.add(id(tensor))
+                names.append(name)
+        return tuple(names)
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """Digest of names, shapes and types of everything in the file."""
+        state = self.model.state_dict()
+        parts = [f"{site.name} {site.shape} {state[site.parameter].dtype}" for site in self.sites]
+        parts += [f"{name} {tuple(state[name].shape)} {state[name].dtype}" for name in self.rest]
+        return hashlib.blake2b("\n".join(parts).encode(), digest_size=DIGEST_BYTES).digest()
+
+    @cached_property
+    def fixed_bytes(self) -> int:
+        """Payload bytes that do not depend on the policy."""
+        state = self.model.state_dict()
+        rest = sum(int(state[name].nbytes) for name in self.rest)
+        return 2 * DIGEST_BYTES + RECORD.size * len(self.sites) + rest
+
+    def file_bytes(self, site_bytes: int) -> int:
+        """Size of the file whose sites' payloads add up to `site_bytes`."""
+        length = self.fixed_bytes + site_bytes
+        header = {
+            "__metadata__": {KEY: self._metadata},
+            "payload": {"dtype": "U8", "shape": [length], "data_offsets": [0, length]},
+        }
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        return 8 + (len(text) + 7) // 8 * 8 + length
+
+    @property
+    def _metadata(self) -> str:
+        return f"{VERSION} {self.entry}"
+
+    def pack(self, model: nn.Module, coded: Mapping[str, CodedWeight]) -> bytes:
+        """The file: coded sites, and all other tensors taken from `model`.
+
+        Raises:
+            ArtifactError: what was written does not read back as the same coded weights.
+        """
+        state = model.state_dict()
+        written = [coded[site.name].write() for site in self.sites]
+        rest = [_raw(state[name]) for name in self.rest]
+        body = b"".join([self.fingerprint, *(record for record, _ in written), *rest, *(data for _, data in written)])
+        payload = hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest() + body
+        for site, (record, data) in zip(self.sites, written, strict=True):
+            again, _ = read(record, memoryview(data), site.channels, site.size // site.channels)
+            if not torch.equal(again.decode(), coded[site.name].decode().cpu()):
+                raise ArtifactError(
+                    f"site {site.name}: what was written does not read back the same; please report this"
+                )
+        return save({"payload": np.frombuffer(payload, np.uint8)}, metadata={KEY: self._metadata})
+
+    def unpack(self, path: Path) -> nn.Module:
+        """A new model, in evaluation mode, with everything that is in the file.
+
+        Raises:
+            ArtifactError: the file is damaged, from a later version, or of another model.
+        """
+        _, payload = read_payload(path)
+        body = memoryview(payload)[DIGEST_BYTES:]
+        if bytes(body[:DIGEST_BYTES]) != self.fingerprint:
+            raise ArtifactError(
+                f"{path}: packed from a model with other layers than {type(self.model).__name__} of {self.entry}: "
+                "name the workload it was packed for with --workload"
+            )
+        start = DIGEST_BYTES
+        records = [bytes(body[start + RECORD.size * i :][: RECORD.size]) for i in range(len(self.sites))]
+        start += RECORD.size * len(self.sites)
+        state = self.model.state_dict()
+        rest = {}
+        for name in self.rest:
+            part = body[start : start + state[name].nbytes]
+            rest[name] = _tensor(part, state[name])
+            start += state[name].nbytes
+        coded = {}
+        for site, record in zip(self.sites, records, strict=True):
+            coded[site.name], used = read(record, body[start:], site.channels, site.size // site.channels)
+            start += used
+        if start != len(body):
+            raise ArtifactError(f"{path}: {len(body) - start} bytes too many: the file is damaged")
+        model = stitch(self.model, self.sites, coded)
+        model.load_state_dict(rest, strict=False)
+        return model
+
+
+def layout_of(model: nn.Module, entry: str) -> Layout:
+    """The layout of a model's packed files."""
+    return Layout(model, find_sites(model), entry)
+
+
+def read_entry(path: Path) -> str:
+    """The workload entry a packed file was made for: a text to show or compare, never to import.
+
+    Raises:
+        ArtifactError: not a packed file that this version reads.
+    """
+    return read_payload(path)[0]
+
+
+def read_payload(path: Path) -> tuple[str, bytes]:
+    """The entry and the payload of a packed file, its digest checked.
+
+    Raises:
+        ArtifactError: not a packed file, damaged, or from a later version.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = (file.metadata() or {}).get(KEY)
+            if metadata is None or set(file.keys()) != {"payload"}:
+                raise ArtifactError(
+                    f'{path}: not a packed model: it has no "{KEY}" entry; `slimfront apply` writes one'
+                )
+            version, _, entry = metadata.partition(" ")
+            if version != str(VERSION):
+                raise ArtifactError(f"{path}: artifact version {version}, this Slimfront reads {VERSION}: upgrade it")
+            kept = file.get_slice("payload")
+            if kept.get_dtype() != "U8" or len(kept.get_shape()) != 1:
+                raise ArtifactError(f"{path}: the payload is of the wrong type or shape: the file is damaged")
+            payload = file.get_tensor("payload").tobytes()
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: no such file") from error
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path}: not a safetensors file, or damaged: {error}") from error
+    if len(payload) < 2 * DIGEST_BYTES:
+        raise ArtifactError(f"{path}: the payload has {len(payload)} bytes, which is too short: the file is damaged")
+    if hashlib.blake2b(payload[DIGEST_BYTES:], digest_size=DIGEST_BYTES).digest() != payload[:DIGEST_BYTES]:
+        raise ArtifactError(f"{path}: the checksum does not match its content: the file is damaged")
+    return entry, payload
+
+
+def _raw(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _tensor(part: memoryview, like: torch.Tensor) -> torch.Tensor:
+    if len(part) != like.nbytes:
+        raise ArtifactError(f"{like.nbytes} bytes wanted, {len(part)} left: the file is truncated")
+    # copied: alignment of memory changes the last bits of a product
+    flat = torch.from_numpy(np.frombuffer(part, np.uint8).copy()).view(like.dtype) if len(part) else like.new_empty(0)
+    return flat.reshape(like.shape).clone()

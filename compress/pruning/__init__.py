@@ -1,0 +1,1 @@
+"""Which weights of a site become zero."""

@@ -1,0 +1,1 @@
+"""How the weights of a site are written with fewer bits."""

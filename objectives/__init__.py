@@ -1,0 +1,1 @@
+"""What a policy is worth: workloads, accuracy, bytes, MACs and latency."""

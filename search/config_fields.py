@@ -1,0 +1,178 @@
+"""The types of a config's fields: what each one checks, and the words for what it allows."""
+
+import math
+import os
+import re
+from difflib import get_close_matches
+from itertools import pairwise
+from keyword import iskeyword
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, ValidationInfo, WithJsonSchema
+
+from search.config_errors import refusal
+
+SAMPLERS = ("nsga2", "tpe", "random", "gp")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*://")
+_STUDY_WORDS = "1 to 100 letters, digits, dots, dashes and underscores"
+_WORKLOAD_WORDS = "module:function or file.py:function"
+_SAMPLER_WORDS = f"{' | '.join(SAMPLERS)}, or a dotted path such as optuna.samplers.NSGAIIISampler"
+_OPTIONS_WORDS = "keyword arguments of the sampler: name and value"
+_TIMEOUT_WORDS = 'more than 0 seconds, as a number or as "90s", "30m" or "2h", or null'
+_URL_WORDS = "a SQLAlchemy URL such as sqlite:///slimfront.db, or null"
+_Item = TypeVar("_Item")
+
+
+def _words(allowed: str, **more: Any) -> Any:
+    """Put the words for what is allowed into the JSON Schema, where the errors find them."""
+    return Field(json_schema_extra={"x-allowed": allowed, **more})
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _distinct(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
+    if len(set(values)) < len(values):
+        raise refusal("each value once")
+    return values
+
+
+def _ascending(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(sorted(values))
+
+
+def _increasing(values: tuple[int, ...]) -> tuple[int, ...]:
+    if any(after <= before for before, after in pairwise(values)):
+        raise refusal("numbers of steps that increase: each rung trains on from the one before")
+    return values
+
+
+def _pair(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise refusal("a range of two numbers, [low, high]")
+    return tuple(value)
+
+
+def _low_to_high(values: tuple[float, float]) -> tuple[float, float]:
+    if values[0] > values[1]:
+        raise refusal("a range with the lower number first, [low, high]")
+    return values
+
+
+def _objectives(value: Any) -> Any:
+    if value not in (["accuracy", "bytes"], ("accuracy", "bytes")):
+        raise refusal("[accuracy, bytes]")
+    return tuple(value)
+
+
+def _study(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name):
+        raise refusal(_STUDY_WORDS)
+    return name
+
+
+def _sampler(name: str) -> str:
+    dotted = "." in name and all(part.isidentifier() for part in name.split("."))
+    if name not in SAMPLERS and not dotted:
+        near = get_close_matches(name.lower(), SAMPLERS, n=2, cutoff=0.5)
+        raise refusal(_SAMPLER_WORDS + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    return name
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float() if not math.isfinite(value):
+            raise refusal("finite numbers", given=str(value))
+        case dict():
+            return {name: _finite(inner) for name, inner in value.items()}
+        case list():
+            return [_finite(inner) for inner in value]
+        case _:
+            return value
+
+
+def _seconds(value: Any) -> Any:
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", value, re.ASCII)
+        if not found:
+            raise refusal(_TIMEOUT_WORDS)
+        return float(found[1]) * _SECONDS[found[2]]
+    return value
+
+
+def _url(value: Any) -> Any:
+    if value is not None and not is_url(value):  # not shown: a password may stand in it
+        kind = "text that is not a URL" if isinstance(value, str) else f"a {type(value).__name__}"
+        raise refusal(_URL_WORDS, given=kind)
+    return value
+
+
+def is_url(value: Any) -> bool:
+    """Whether this is text that has the form of a database URL."""
+    return isinstance(value, str) and _URL.match(value) is not None
+
+
+def file_of(entry: str, folder: Path) -> tuple[Path, str] | None:
+    """Split a ``file.py:function`` entry into the file's absolute path and the name; None for a module."""
+    source, _, function = entry.partition(":")
+    return (folder / source, function) if source.endswith(".py") else None
+
+
+def _workload(entry: str, info: ValidationInfo) -> str:
+    source, _, function = entry.partition(":")
+    file = file_of(entry, folder_of(info.context))
+    named = function.isidentifier() and not iskeyword(function)
+    if not named or not (file or all(part.isidentifier() for part in source.split("."))):
+        raise refusal(f"{_WORKLOAD_WORDS}, with one colon between them")
+    if file and not os.path.isfile(file[0]):
+        raise refusal(f"a file that exists: there is none at {file[0]}")
+    return entry
+
+
+def folder_of(context: Any) -> Path:
+    """Find the folder of the config file in a validation context; the working directory without one."""
+    return (Path(context["folder"]) if context else Path()).absolute()
+
+
+AsTuple = BeforeValidator(_as_tuple)
+_Choices = (AsTuple, AfterValidator(_distinct))
+_SomeChoices = (Field(min_length=1), *_Choices)
+
+Count = Annotated[int, Field(ge=1)]
+Number = Annotated[int, Field(ge=0)]
+Bits = Annotated[int, Field(ge=2, le=8)]
+Ratio = Annotated[float, Field(ge=0, lt=1), AfterValidator(abs)]  # abs: -0.0 is 0.0
+AllBits = Annotated[tuple[Bits, ...], *_SomeChoices, AfterValidator(_ascending)]
+AllRatios = Annotated[tuple[Ratio, ...], *_SomeChoices, AfterValidator(_ascending)]
+AllPrune = Annotated[tuple[Literal["none", "unstructured"], ...], *_SomeChoices]
+AllWeights = Annotated[tuple[Literal["uniform", "float16", "float32"], ...], *_SomeChoices]
+Glob = Annotated[str, Field(min_length=1), _words("a glob of sites such as layers.*.conv1")]
+Globs = Annotated[tuple[Glob, ...], AsTuple]
+Range = (BeforeValidator(_pair), AfterValidator(_low_to_high))
+Temperatures = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], *Range]
+Shares = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]], *Range]
+Steps = Annotated[tuple[Count, ...], AsTuple, AfterValidator(_increasing)]
+Objectives = Annotated[tuple[Literal["accuracy"], Literal["bytes"]], BeforeValidator(_objectives)]
+Study = Annotated[str, AfterValidator(_study), _words(_STUDY_WORDS, pattern="^[A-Za-z0-9._-]{1,100}$")]
+WorkloadEntry = Annotated[str, AfterValidator(_workload), _words(_WORKLOAD_WORDS)]
+SamplerName = Annotated[str, AfterValidator(_sampler), _words(_SAMPLER_WORDS)]
+Options = Annotated[dict[str, Any], BeforeValidator(_finite), _words(_OPTIONS_WORDS)]
+Url = Annotated[str | None, BeforeValidator(_url), _words(_URL_WORDS)]
+Folder = Annotated[str, Field(min_length=1), _words("a folder")]
+Seconds = Annotated[
+    Annotated[float, Field(gt=0), Strict()] | None,
+    BeforeValidator(_seconds),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0},
+                {"type": "string", "pattern": r"^\d+(\.\d+)?\s*[smh]?$"},
+                {"type": "null"},
+            ],
+            "x-allowed": _TIMEOUT_WORDS,
+        }
+    ),
+]

@@ -1,0 +1,108 @@
+"""Optuna Dashboard on the study database, served through our own storage to this machine alone."""
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Callable
+from socketserver import ThreadingMixIn
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from search.front import pick_study
+from search.storage import Storage, open_storage
+from spaces.errors import ConfigError
+
+HOST = "127.0.0.1"
+PORT = 8080
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A page polls while another one loads, so each request has a thread; none of them outlives the server."""
+
+    daemon_threads = True
+
+
+class _ServerV6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _QuietRequest(WSGIRequestHandler):
+    """The browser polls every few seconds: no line for each."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+class Dashboard:
+    """A dashboard that is bound to its address and answers once `serve` runs.
+
+    Args:
+        url: of the study database; it must hold a study.
+        host: the address to bind to.
+        port: the port; 0 takes a free one.
+        study: the study whose page `address` is; None for that of the only one, or the list of several.
+
+    Raises:
+        StudyError: there is no such database or study.
+        ConfigError: the address cannot be bound to.
+    """
+
+    def __init__(self, url: str, *, host: str = HOST, port: int = PORT, study: str | None = None) -> None:
+        from optuna_dashboard import wsgi
+
+        self._storage = open_storage(url, create=False)
+        path = _page(self._storage, study)
+        self._server = _bound(host, port, wsgi(self._storage))
+        bound = int(self._server.server_address[1])
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{bound}/dashboard{path}"
+        self.is_private = is_loopback(host)
+
+    def serve(self) -> None:
+        """Answer requests until `stop` is called or Ctrl-C is pressed."""
+        try:
+            self._server.serve_forever()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self._server.server_close()
+            self._storage.close()
+
+    def stop(self) -> None:
+        """End `serve`, from another thread."""
+        self._server.shutdown()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine can reach this address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _page(storage: Storage, study: str | None) -> str:
+    ids = [one._study_id for one in storage.get_all_studies()]
+    if study is None and ids:
+        return f"/studies/{ids[0]}" if len(ids) == 1 else ""
+    return f"/studies/{pick_study(storage, study).id}"
+
+
+def _bound(host: str, port: int, app: Callable[..., object]) -> WSGIServer:
+    kind = _ServerV6 if ":" in host else _Server
+    try:
+        return make_server(host, port, app, server_class=kind, handler_class=_QuietRequest)  # type: ignore[arg-type]
+    except OverflowError as error:
+        raise ConfigError(f"--port: given {port}, allowed 0 to 65535") from error
+    except OSError as error:
+        raise ConfigError(_refused(host, port, error)) from error
+
+
+def _refused(host: str, port: int, error: OSError) -> str:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return f"--host: given {host!r}, which is no address of this machine; {HOST} is always one"
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"port {port} of {host} is in use by another program: choose another, say --port {port + 1}"
+        case errno.EACCES:
+            return f"port {port} is not for you to listen on: choose one above 1023, say --port {PORT}"
+        case _:
+            return f"cannot listen on {host}:{port}: {error.strerror}"

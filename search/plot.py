@@ -1,0 +1,232 @@
+"""A front to look at: as a table on a terminal, as a picture, or as a page with the numbers under the pointer."""
+
+from collections.abc import Sequence
+from math import log10
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.front import Front, Point
+from spaces.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SIZE_LABEL = "size of the packed file (kB, log)"
+ACCURACY_LABEL = "accuracy on validation"
+BLUE, ORANGE, GREY, INK, GREEN, PALE = "#1f6feb", "#e8710a", "#6e7781", "#24292f", "#1a7f37", "#d8dee4"
+SHOWN_BELOW = 0.2  # share of the accuracy from chance to the float model that a plot shows
+
+
+def plot(front: Front, path: Path, against: Front | None = None) -> None:
+    """Draw a front over log size: the uniform policies beside it, the float model as a line, the knee marked.
+
+    Args:
+        front: the front.
+        path: where to; .png is a picture, .html one page that needs nothing else.
+        against: another front to compare with.
+
+    Raises:
+        ConfigError: another suffix, or a folder that cannot be written.
+    """
+    drawers = {".png": _png, ".html": _html}
+    draw = drawers.get(path.suffix.lower())
+    if draw is None:
+        raise ConfigError(f"--plot: given {path}, allowed a file that ends in .png or .html")
+    best = front.knee
+    if best is None:
+        raise ConfigError(f"--plot: study {front.study!r} has no finished trial to draw yet")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw(front, best, path, against)
+    except OSError as error:
+        raise ConfigError(f"--plot: {path} cannot be written: {error}") from error
+
+
+def table(front: Front) -> "Table":
+    """The front as a table for a terminal, the knee marked."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    best = front.knee.trial if front.knee else None
+    made = Table(title=f"front of {front.study}", title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    made.padding, made.pad_edge = (0, 1, 0, 0), False
+    for name in ("trial", "bytes", "smaller", "accuracy", "95 %\ninterval", "test\naccuracy", "MACs", "rung", ""):
+        made.add_column(name, justify="right", no_wrap=True)
+    for point in front.points:
+        made.add_row(*_cells(front, point), "knee" if point.trial == best else "", style=_bold(point.trial == best))
+    model = front.float
+    made.add_section()
+    made.add_row(
+        "float",
+        f"{model.bytes:,}",
+        "1.0x",
+        f"{model.accuracy:.4f}",
+        _interval(model.accuracy_ci95),
+        f"{model.test_accuracy:.4f}",
+        _count(model.macs),
+        "",
+        "",
+        style="dim",
+    )
+    made.caption = f"hypervolume {front.hypervolume:.4f}, within 5 points of float {front.hypervolume5:.4f}"
+    return made
+
+
+def _bold(wanted: bool) -> str:
+    return "bold" if wanted else ""
+
+
+def _cells(front: Front, point: Point) -> Sequence[str]:
+    return (
+        str(point.trial),
+        f"{point.bytes:,}",
+        _smaller(front, point),
+        f"{point.accuracy:.4f}",
+        _interval(point.accuracy_ci95),
+        "" if point.test_accuracy is None else f"{point.test_accuracy:.4f}",
+        _count(point.macs),
+        str(point.rung),
+    )
+
+
+def _smaller(front: Front, point: Point) -> str:
+    return f"{front.float.bytes / point.bytes:.1f}x"
+
+
+def _interval(ci95: tuple[float, float] | None) -> str:
+    return f"{ci95[0]:.3f}-{ci95[1]:.3f}" if ci95 else ""
+
+
+def _count(macs: float) -> str:
+    size, unit = next(((s, u) for s, u in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if macs >= s), (1.0, ""))
+    return f"{macs / size:.3g} {unit}".rstrip()
+
+
+def _kb(points: Sequence[Point]) -> list[float]:
+    return [point.bytes / 1000 for point in points]
+
+
+def _accuracies(points: Sequence[Point]) -> list[float]:
+    return [point.accuracy for point in points]
+
+
+def _stairs(front: Front, right_kb: float) -> tuple[list[float], list[float]]:
+    """The front as a step line, drawn on to the right edge: what is reached there with at most so many kB."""
+    sizes, heights = _kb(front.points), _accuracies(front.points)
+    return [*sizes, max(right_kb, *sizes)], [*heights, heights[-1]]
+
+
+def _limits(front: Front, against: Front | None) -> tuple[float, float, float, float]:
+    """What is shown: from left to right in kB, from bottom to top in accuracy."""
+    fronts = [front, *([against] if against is not None and against.points else [])]
+    model = front.float
+    top = max([model.accuracy, *(point.accuracy for one in fronts for point in one.points)])
+    floor = model.accuracy - SHOWN_BELOW * (model.accuracy - front.reference.worst)
+    shown = [point for one in fronts for point in one.points if point.accuracy >= floor]
+    low = floor if shown else min(point.accuracy for one in fronts for point in one.points)
+    edge = 0.05 * (top - low) or 0.05
+    shown = shown or [point for one in fronts for point in one.points]
+    return min(_kb(shown)) / 1.25, model.bytes / 1000 * 1.15, low - edge, top + 2 * edge
+
+
+def _float_label(front: Front) -> str:
+    return f"float model: {front.float.accuracy:.3f}, {front.float.bytes / 1000:,.0f} kB"
+
+
+def _knee_label(front: Front, point: Point) -> str:
+    return f"knee: {point.accuracy:.3f}, {point.bytes / 1000:,.1f} kB, {_smaller(front, point)} smaller"
+
+
+def _fronts(front: Front, against: Front | None) -> list[tuple[Front, str]]:
+    """What is drawn, with its colour, from back to front."""
+    other = [(against, ORANGE)] if against is not None and against.points else []
+    return [*other, (front, BLUE)]
+
+
+def _name(front: Front, bottom: float, left: float) -> str:
+    """A front in the legend, with how many of its members lie outside of what is shown."""
+    hidden = sum(point.accuracy < bottom or point.bytes / 1000 < left for point in front.points)
+    return f"front of {front.study}" + (f" ({hidden} of less accuracy not shown)" if hidden else "")
+
+
+def _png(front: Front, best: Point, path: Path, against: Front | None) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    left, right, bottom, top = _limits(front, against)
+    figure = Figure(figsize=(9, 5.2), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xscale="log", xlim=(left, right), ylim=(bottom, top))
+    axes.axhline(front.float.accuracy, color=INK, linestyle=(0, (5, 4)), linewidth=1.1, label=_float_label(front))
+    others = [point for point in front.complete if point.origin != "uniform"]
+    axes.scatter(_kb(others), _accuracies(others), s=16, color=BLUE, alpha=0.35, linewidth=0, label="candidates")
+    crosses: dict[str, Any] = {"s": 48, "marker": "x", "color": GREY, "linewidth": 1.8, "zorder": 3}
+    axes.scatter(_kb(front.uniform), _accuracies(front.uniform), label="uniform policies", **crosses)
+    for one, color in _fronts(front, against):
+        for point in one.points:
+            if point.accuracy_ci95:
+                axes.vlines(point.bytes / 1000, *point.accuracy_ci95, color=color, alpha=0.18, linewidth=3)
+        axes.step(*_stairs(one, right), where="post", color=color, linewidth=1.8)
+        name = _name(one, bottom, left)
+        axes.scatter(_kb(one.points), _accuracies(one.points), s=34, color=color, label=name, zorder=3)
+    at = (best.bytes / 1000, best.accuracy)
+    axes.scatter(*at, s=190, facecolor="none", edgecolor=GREEN, linewidth=2, label=_knee_label(front, best), zorder=4)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(SIZE_LABEL, fontsize=11)
+    axes.set_ylabel(ACCURACY_LABEL, fontsize=11)
+    axes.set_title(f"{front.study}: accuracy against size", loc="left", fontsize=13, color=INK)
+    axes.grid(color=PALE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", framealpha=0.92, edgecolor=PALE, fontsize=9.5)
+    figure.savefig(path, format="png")
+
+
+def _html(front: Front, best: Point, path: Path, against: Front | None) -> None:
+    import plotly.graph_objects as go
+
+    left, right, bottom, top = _limits(front, against)
+    figure = go.Figure()
+
+    def scatter(one: Front, points: Sequence[Point], name: str, marker: dict[str, Any]) -> None:
+        hover = [_hover(one, point) for point in points]
+        x, y = _kb(points), _accuracies(points)
+        figure.add_scatter(x=x, y=y, mode="markers", name=name, marker=marker, text=hover, hoverinfo="text")
+
+    line = {"color": INK, "dash": "dash", "width": 1.2}
+    ends = {"x": [left, right], "y": [front.float.accuracy] * 2}
+    figure.add_scatter(**ends, mode="lines", line=line, name=_float_label(front), hoverinfo="name")
+    others = [point for point in front.complete if point.origin != "uniform"]
+    scatter(front, others, "candidates", {"color": BLUE, "size": 5, "opacity": 0.3})
+    crosses = {"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": GREY}}
+    scatter(front, front.uniform, "uniform policies", crosses)
+    for one, color in _fronts(front, against):
+        x, y = _stairs(one, right)
+        steps = {"color": color, "shape": "hv", "width": 2}
+        figure.add_scatter(x=x, y=y, mode="lines", line=steps, showlegend=False, hoverinfo="skip")
+        scatter(one, one.points, _name(one, bottom, left), {"color": color, "size": 8})
+    ring = {"symbol": "circle-open", "size": 18, "color": GREEN, "line": {"width": 2.5}}
+    scatter(front, [best], _knee_label(front, best), ring)
+    ticks = [digit * 10.0**power for power in range(-1, 8) for digit in (1, 2, 5)]
+    limits = [log10(left), log10(right)]
+    figure.update_xaxes(title=SIZE_LABEL, type="log", range=limits, tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
+    figure.update_yaxes(title=ACCURACY_LABEL, range=[bottom, top])
+    legend = {"x": 0.99, "y": 0.02, "xanchor": "right", "yanchor": "bottom", "bordercolor": PALE, "borderwidth": 1}
+    figure.update_layout(title=f"{front.study}: accuracy against size", template="plotly_white", legend=legend)
+    shown = {"displayModeBar": False, "responsive": True}
+    figure.write_html(path, include_plotlyjs=True, full_html=True, config=shown, default_height="95vh")
+
+
+def _hover(front: Front, point: Point) -> str:
+    lines = [
+        f"<b>trial {point.trial}</b> ({point.label or point.origin}, rung {point.rung})",
+        f"{point.bytes:,} bytes, {_smaller(front, point)} smaller",
+        f"accuracy {point.accuracy:.4f} {_interval(point.accuracy_ci95)}",
+        f"MACs {_count(point.macs)}",
+    ]
+    if point.test_accuracy is not None:
+        lines.insert(3, f"test accuracy {point.test_accuracy:.4f}")
+    return "<br>".join(lines)

@@ -1,0 +1,175 @@
+"""What the commands print for people: tables, sentences, and the next commands to paste."""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from search.address import hide_password
+from search.config import Config, storage_url
+from spaces.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from objectives.serving import Retrained, Verification
+    from search.doctor import Finding
+    from search.front import Front, Point
+    from search.overview import Overview
+    from search.status import Best, Status
+
+WIDE = 200  # columns where the output is no terminal: nothing is cut
+_SAMENESS = {True: "that of the policy", False: "another than the policy's", None: "the policy has none"}
+STYLES = {"ok": "green", "note": "yellow", "broken": "bold red"}
+
+
+def show(*parts: "Table | str") -> None:
+    """Print tables and lines on standard output; text is printed as it is, in one piece."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=WIDE)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str))
+
+
+def point_line(point: "Point", front: "Front") -> str:
+    """A point in a line."""
+    smaller = front.float.bytes / point.bytes
+    accuracy = f"accuracy {point.accuracy:.4f} (float {front.float.accuracy:.4f})"
+    return f"trial {point.trial}: {point.bytes:,} bytes, {smaller:.1f}x smaller than the float model, {accuracy}"
+
+
+def status_lines(status: "Status") -> Iterable[str]:
+    """A status in a few lines."""
+    told = sum(count for state, count in status.states.items() if state not in ("RUNNING", "WAITING"))
+    states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(status.states.items()))
+    yield f"study {status.study}: {told} of {status.trials} trials told ({states or 'none yet'})"
+    yield f"rate: {'not known yet' if status.rate is None else f'{status.rate:.2f} candidates/s'}"
+    for best in status.best:
+        yield _best_line(best)
+    if status.driver is None:
+        yield "driver: none"
+    else:
+        where = f"process {status.driver.pid} on {status.driver.host}"
+        heard = f"heard of {status.driver.age_s:.0f} s ago"
+        yield f"driver: {where}, {'alive' if status.driver.alive else 'gone'}, {heard}"
+
+
+def _best_line(best: "Best") -> str:
+    within = f"best at 1/{best.share} of the float bytes ({best.limit:,})"
+    if best.trial is None:
+        return f"{within}: none yet"
+    return f"{within}: accuracy {best.accuracy:.4f}, {best.bytes:,} bytes, trial {best.trial}"
+
+
+def verification_lines(found: "Verification") -> Iterable[str]:
+    """What was compared, what does not hold, and the verdict."""
+    yield f"bytes: {found.measured_bytes:,}, the policy says {found.expected_bytes:,}"
+    yield f"hash: {_SAMENESS[found.same_file]}"
+    for split, measured, expected in (
+        ("validation", found.measured_accuracy, found.expected_accuracy),
+        ("test", found.measured_test_accuracy, found.expected_test_accuracy),
+    ):
+        yield f"accuracy on {split}: {_accuracy(measured)}, the policy says {_accuracy(expected)}"
+    yield from (f"note: {note}" for note in found.notes)
+    yield from (f"differs: {reason}" for reason in found.reasons)
+    yield "verified: the file is what the policy says" if found.ok else "not verified"
+
+
+def retrained_lines(made: "Retrained") -> Iterable[str]:
+    """A file that was made again, and how it differs from the one that was scored."""
+    yield f"{made.path}: {made.bytes:,} bytes, made again"
+    yield f"hash: {_SAMENESS[made.same_file]}"
+    yield f"accuracy on validation: {_accuracy(made.accuracy)}, the policy says {_accuracy(made.expected_accuracy)}"
+
+
+def _accuracy(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.4f}"
+
+
+def findings_table(findings: Sequence["Finding"]) -> "Table":
+    """What the doctor found."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title="slimfront doctor", title_justify="left")
+    for name in ("what", "", "found", "fix"):
+        made.add_column(name, overflow="fold")
+    for one in findings:
+        fix = "" if one.state == "ok" else one.fix
+        made.add_row(Text(one.name), Text(one.state, STYLES[one.state]), Text(one.found), Text(fix))
+    return made
+
+
+def overview_table(seen: "Overview") -> "Table":
+    """The sites of a model."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=f"sites of {seen.workload}", title_justify="left")
+    for name in ("site", "shape", "weights", "share", "choices", "tied to"):
+        made.add_column(name, justify="left" if name in ("site", "tied to") else "right", overflow="fold")
+    for site in seen.sites:
+        shape = "x".join(str(length) for length in site.shape)
+        numbers = f"{site.weights:,}", f"{site.share:.1%}", str(site.choices)
+        made.add_row(Text(site.name), shape, *numbers, Text(", ".join(site.tied)))
+    return made
+
+
+def overview_lines(seen: "Overview") -> Iterable[str]:
+    """The sizes of a model and its space."""
+    accuracy = f"accuracy {seen.float_accuracy:.4f}, on test {seen.float_test_accuracy:.4f}"
+    yield f"float model: {seen.float_bytes:,} bytes, {accuracy}, {seen.macs:,.0f} multiply-accumulates"
+    smaller = seen.float_bytes / seen.smallest_bytes
+    yield f"smallest file in the space: {seen.smallest_bytes:,} bytes, {smaller:.1f}x smaller"
+    groups = sum(bool(site.tied) for site in seen.sites)
+    yield f"groups of sites that share one weight: {groups}"
+    yield f"space: about 10^{seen.log10_policies:.0f} policies, {seen.axes} axes; scored on {seen.device}"
+
+
+def next_commands(config: Config) -> Iterable[str]:
+    """What to type after a search, ready to paste."""
+    option, hint = _storage_option(config.resolved_storage())
+    yield from hint
+    study, command = shlex.quote(config.study), _command()
+    yield f"{command} front {study} --plot front.png{option}"
+    yield f"{command} export {study} --knee -o policy.json{option}"
+    yield f"{command} apply policy.json -o model.safetensors{option}"
+    yield f"{command} verify model.safetensors policy.json{_workload_option(config)}"
+    yield f"{command} dashboard{option}"
+
+
+def _command() -> str:
+    """`slimfront`, or the path by which it was called where that is not what the shell would find."""
+    called, found = Path(sys.argv[0]), shutil.which("slimfront")
+    if called.name != "slimfront" or (found and Path(found).resolve() == called.resolve()):
+        return "slimfront"
+    return shlex.quote(str(called))
+
+
+def _storage_option(url: str) -> tuple[str, list[str]]:
+    """The option that makes other commands use this store, and what to say where it must not be shown."""
+    try:
+        if url == storage_url():
+            return "", []
+    except ConfigError:
+        pass  # $SLIMFRONT_STORAGE is no URL
+    if hide_password(url) != url:
+        return "", [f"# first: export SLIMFRONT_STORAGE='{hide_password(url)}' with the password in it"]
+    return f" --storage {shlex.quote(url)}", []
+
+
+def _workload_option(config: Config) -> str:
+    from objectives.serving import SHIPPED
+
+    if config.workload in SHIPPED:
+        return ""
+    file, colon, function = config.workload_entry().rpartition(":")
+    if file.endswith(".py") and Path(file).is_relative_to(Path.cwd()):
+        file = os.path.relpath(file)
+    return f" --workload {shlex.quote(f'{file}{colon}{function}')}"

@@ -1,0 +1,71 @@
+"""A predicted front before the first trial: for each size, the policy of least summed relative rounding error.
+
+A dynamic programme over sites that keeps the non-dominated (bytes, error) states, as AutoRound's AutoScheme and SPDY
+(Frantar & Alistarh 2022, arXiv:2201.13096, section 3) do: one pass gives the policies of all sizes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_STATES = 4096  # states kept after each site, spread evenly over log bytes; their bytes stay exact
+
+
+def predicted_front(
+    site_bytes: Sequence[Sequence[int]], errors: Sequence[Sequence[float]]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """All non-dominated policies, predicted.
+
+    Args:
+        site_bytes: for each site, the bytes of each of its choices.
+        errors: for each site, the predicted loss of each of its choices.
+
+    Returns:
+        Summed bytes (states,) increasing, summed errors (states,) decreasing, and the choices' indexes (states, sites).
+    """
+    total = np.zeros(1, np.int64)
+    error = np.zeros(1, np.float64)
+    steps: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+    for own_bytes, own_errors in zip(site_bytes, errors, strict=True):
+        sums = (total[:, None] + np.asarray(own_bytes, np.int64)[None, :]).ravel()
+        losses = (error[:, None] + np.asarray(own_errors, np.float64)[None, :]).ravel()
+        order = np.lexsort((losses, sums))
+        least = np.minimum.accumulate(losses[order])
+        fresh = np.concatenate(([True], losses[order][1:] < least[:-1]))
+        kept = _thin(sums, order[fresh])
+        steps.append((kept // len(own_bytes), kept % len(own_bytes)))
+        total, error = sums[kept], losses[kept]
+    state = np.arange(total.size)
+    chosen = np.empty((total.size, len(steps)), np.int64)
+    for site in range(len(steps) - 1, -1, -1):
+        before, choice = steps[site]
+        chosen[:, site] = choice[state]
+        state = before[state]
+    return total, error, chosen
+
+
+def _thin(sums: npt.NDArray[np.int64], kept: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """At most MAX_STATES of the kept states: the last (least loss) of each slice of log bytes, and the smallest."""
+    if kept.size <= MAX_STATES:
+        return kept
+    logs = np.log(np.maximum(sums[kept], 1))
+    slices = np.floor((logs - logs[0]) / (logs[-1] - logs[0]) * (MAX_STATES - 2)).astype(np.int64)
+    last = np.concatenate((slices[1:] != slices[:-1], [True]))
+    last[0] = True
+    return kept[last]
+
+
+def spread(total: npt.NDArray[np.int64], count: int, low: float, high: float) -> list[int]:
+    """Indexes of up to `count` states: for each of as many sizes, even in log bytes, the largest not above it.
+
+    They come in an order in which any first few cover the whole range, largest first.
+    """
+    if count == 0:
+        return []
+    sizes = np.geomspace(low, max(low, high), count)
+    sizes[-1] = max(low, high)  # geomspace may round below it
+    at = np.maximum(np.searchsorted(total, sizes * (1 + 1e-12), side="right") - 1, 0)
+    width = max(1, (count - 1).bit_length())
+    order = sorted(range(count), key=lambda i: int(format(count - 1 - i, f"0{width}b")[::-1], 2))
+    return list(dict.fromkeys(int(at[i]) for i in order))

@@ -1,0 +1,82 @@
+"""Opening a study database, and saying what is wrong with it."""
+
+import time
+from typing import Final
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from sqlalchemy import URL, create_engine, inspect
+from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from search.address import full_address, hide_password, sqlite_file, url_problem
+from search.storage.rdb import Storage, reason
+from spaces.errors import StudyError
+
+_NAMES: Final = {"studies", "trials"}  # Optuna's, and what another program might call its own
+_TRIES: Final = 10
+_PAUSE_S: Final = 0.2
+
+
+def open_storage(url: str, *, create: bool) -> Storage:
+    """Opens a study database and says what is wrong with it, if anything is.
+
+    Args:
+        url: a database URL; postgresql and mysql without a driver get psycopg 3 and PyMySQL.
+        create: whether to make the database file and the tables where they are missing.
+
+    Returns:
+        The storage; it holds a connection until it is closed.
+
+    Raises:
+        StudyError: wrong URL, missing driver, no answer, no studies there, or not a database of this Optuna.
+    """
+    if (problem := url_problem(url)) is not None:
+        raise StudyError(problem)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # "A new study created in RDB" is not for our users
+    address, shown = full_address(url), hide_password(url)
+    missing = f"no study database at {shown}: run `slimfront launch CONFIG` first, or name it with --storage"
+    file = sqlite_file(address)
+    if file is not None and not file.exists() and not create:
+        raise StudyError(missing)
+    try:
+        tables = _tables(address)
+        if "version_info" not in tables and (theirs := sorted(tables & _NAMES)):
+            raise StudyError(f"{shown} is another program's, it has its own tables {theirs}: name another database")
+        if "version_info" not in tables and not create:
+            raise StudyError(missing)
+        return _opened(url)
+    except (ImportError, NoSuchModuleError) as error:
+        extra = "postgres" if address.get_backend_name() == "postgresql" else "mysql"
+        raise StudyError(f"{shown} needs a driver: pip install 'slimfront[{extra}]' ({error})") from error
+    except (SQLAlchemyError, StorageInternalError) as error:
+        said = reason(error, url)
+        raise StudyError(
+            f"cannot open the study database {shown}: {said}; see that it runs and that the URL is right"
+        ) from error
+    except RuntimeError as error:  # the tables are those of another Optuna; it says which, and what to run
+        raise StudyError(f"cannot use the study database {shown}: {error}") from error
+
+
+# Several processes may make the tables at once, and Optuna takes no lock for it: whoever meets another's half-made
+# tables looks again.
+
+
+def _tables(address: URL) -> set[str]:
+    engine = create_engine(address, poolclass=NullPool)  # not a storage's: looking must not change the file
+    for _ in range(_TRIES):
+        with engine.connect() as connection:
+            tables = set(inspect(connection).get_table_names())
+        if "version_info" in tables or not tables & _NAMES:
+            break
+        time.sleep(_PAUSE_S)
+    return tables
+
+
+def _opened(url: str) -> Storage:
+    for _ in range(_TRIES - 1):
+        try:
+            return Storage(url)
+        except (SQLAlchemyError, StorageInternalError):
+            time.sleep(_PAUSE_S)
+    return Storage(url)

@@ -1,0 +1,211 @@
+"""A search as an Optuna study: axes as distributions, policies as trials, and what is stored with each."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Literal, assert_never
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from objectives.score import RungScore, Score
+from search.storage import Storage
+from spaces.errors import StudyError
+from spaces.policy import Policy
+from spaces.space import Axis, Grid, Options, Range, Space
+
+Origin = Literal["uniform", "predicted", "sampler"]
+OBJECTIVES = ("accuracy", "bytes")
+DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
+
+
+def distribution(axis: Axis) -> BaseDistribution:
+    """The Optuna distribution of an axis; numbers that are not evenly spaced become categories."""
+    match axis:
+        case Grid(values=values):
+            step = values[1] - values[0]
+            even = all(abs(b - a - step) < 1e-9 for a, b in pairwise(values))
+            if not even:
+                return CategoricalDistribution(values)
+            if all(isinstance(value, int) for value in values):
+                return IntDistribution(int(values[0]), int(values[-1]), step=int(step))
+            return FloatDistribution(values[0], values[-1], step=round(step, 9))
+        case Range(low=low, high=high, log=log):
+            return FloatDistribution(low, high, log=log)
+        case Options(values=names):
+            return CategoricalDistribution(names)
+        case _:
+            assert_never(axis)
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """The distributions of all axes, by name."""
+    return {axis.name: distribution(axis) for axis in space.axes()}
+
+
+def open_study(storage: Storage, name: str) -> tuple[int, bool]:
+    """The id of a study, made if there is none yet, and whether it was made.
+
+    Raises:
+        StudyError: there is one of this name that is not a search of ours.
+    """
+    made = False
+    try:
+        study_id = storage.get_study_id_from_name(name)
+    except KeyError:
+        study_id, made = storage.create_new_study(DIRECTIONS, name), True
+    strange = "fingerprint" not in storage.get_study_user_attrs(study_id) and storage.get_n_trials(study_id) > 0
+    if strange or tuple(storage.get_study_directions(study_id)) != DIRECTIONS:
+        raise StudyError(
+            f"study {name!r} exists in this store and is not a Slimfront search; give yours another name (key study)"
+        )
+    study = optuna.load_study(study_name=name, storage=storage)
+    if study.metric_names is None:  # also where the process that made it was killed in between
+        with warnings.catch_warnings():  # experimental in Optuna 5.0: names of the objectives on the dashboard
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(OBJECTIVES))
+    return study_id, made
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What was asked: the parameters of a trial, and what the sampler wants remembered with it and the study."""
+
+    policy: Policy
+    params: Mapping[str, Any]
+    origin: Origin
+    system_attrs: Mapping[str, Any]
+    study_attrs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial that was asked and may have been told.
+
+    Attributes:
+        values: (accuracy, bytes) once it is complete; None while it runs and when it failed.
+        rungs: its scores, rung by rung.
+        attrs: its user attributes.
+    """
+
+    number: int
+    trial_id: int
+    params: Mapping[str, Any]
+    system_attrs: Mapping[str, Any]
+    attrs: Mapping[str, Any]
+    told: bool
+    values: tuple[float, float] | None
+    rungs: tuple[RungScore, ...]
+
+    @property
+    def origin(self) -> Origin:
+        """Who proposed it."""
+        origin: Origin = self.attrs["origin"]
+        return origin
+
+
+class Trials:
+    """The trials of a study, in memory and in the store; the driver is the only one who changes them.
+
+    Raises:
+        StudyError: the study holds trials that no search of ours asked.
+    """
+
+    def __init__(self, storage: Storage, study_id: int) -> None:
+        self._storage, self._study_id = storage, study_id
+        self._trials = [_asked(trial) for trial in storage.load_trials(study_id)]
+        self.told = next((t.number for t in self._trials if not t.told), len(self._trials))
+        if late := [t.number for t in self._trials[self.told :] if t.told]:
+            raise StudyError(
+                f"trials {late} were told before trial {self.told}: this study was not written by one driver"
+            )
+        self._first: dict[str, int] = {}
+
+    @property
+    def count(self) -> int:
+        """How many were asked."""
+        return len(self._trials)
+
+    def __getitem__(self, number: int) -> Asked:
+        return self._trials[number]
+
+    def finished(self) -> Iterator[Asked]:
+        """Those that were told, in order."""
+        return iter(self._trials[: self.told])
+
+    def first_with(self, number: int) -> int:
+        """The first trial with the same policy as this one; itself, where it is the first."""
+        return self._first.setdefault(self._trials[number].attrs["digest"], number)
+
+    def start(self, proposal: Proposal, distributions: Mapping[str, BaseDistribution], prefix: str) -> Asked:
+        """Store a proposal as the next, running trial; what the sampler wants remembered goes with it."""
+        number = self.count
+        attrs = {"origin": proposal.origin, "digest": proposal.policy.digest}
+        study_attrs = {prefix + key: value for key, value in proposal.study_attrs.items()}
+        trial_id = self._storage.start_trial(
+            self._study_id, number, proposal.params, distributions, attrs, proposal.system_attrs, study_attrs
+        )
+        asked = Asked(number, trial_id, proposal.params, proposal.system_attrs, attrs, False, None, ())
+        self._trials.append(asked)
+        return asked
+
+    def complete(self, score: Score, where: Mapping[str, Any]) -> Asked:
+        """Tell the next trial's score."""
+        attrs = {
+            "macs": score.macs,
+            "rung": score.rung,
+            "rungs": [asdict(rung) for rung in score.rungs],
+            "ci95": score.ci95,
+            "artifact": score.artifact,
+            **where,
+        }
+        return self._tell((score.accuracy, float(score.bytes)), score.rungs, attrs)
+
+    def fail(self, reason: str, where: Mapping[str, Any]) -> Asked:
+        """Tell that the next trial failed, and why."""
+        return self._tell(None, (), {"error": reason, **where})
+
+    def repeat(self, number: int) -> Asked:
+        """Tell the next trial what trial `number`, which has the same policy, was told."""
+        same = self._trials[number]
+        kept = {key: value for key, value in same.attrs.items() if key not in ("origin", "digest")}
+        return self._tell(same.values, same.rungs, {**kept, "repeat_of": number})
+
+    def _tell(
+        self, values: tuple[float, float] | None, rungs: tuple[RungScore, ...], attrs: Mapping[str, Any]
+    ) -> Asked:
+        asked = self._trials[self.told]
+        state = TrialState.FAIL if values is None else TrialState.COMPLETE
+        self._storage.finish_trial(asked.trial_id, state, values, attrs)
+        told = Asked(
+            asked.number,
+            asked.trial_id,
+            asked.params,
+            asked.system_attrs,
+            {**asked.attrs, **attrs},
+            True,
+            values,
+            rungs,
+        )
+        self._trials[self.told] = told
+        self.told += 1
+        return told
+
+
+def _asked(trial: FrozenTrial) -> Asked:
+    if "digest" not in trial.user_attrs or trial.state not in (
+        TrialState.RUNNING,
+        TrialState.COMPLETE,
+        TrialState.FAIL,
+    ):
+        raise StudyError(
+            f"trial {trial.number} ({trial.state.name}) was not asked by a Slimfront search: give the search a "
+            "study of its own (key study)"
+        )
+    values = (trial.values[0], trial.values[1]) if trial.state is TrialState.COMPLETE else None
+    rungs = tuple(RungScore(**rung) for rung in trial.user_attrs.get("rungs", ()))
+    told = trial.state is not TrialState.RUNNING
+    return Asked(trial.number, trial._trial_id, trial.params, trial.system_attrs, trial.user_attrs, told, values, rungs)

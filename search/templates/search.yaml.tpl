@@ -1,0 +1,25 @@
+# The search of $name.py: as it is, a minute or so on two cores. Start or resume it: slimfront launch $name.yaml
+# A key that is left out has its default; `slimfront schema config` lists them all.
+
+study: $name # another name starts another search, in the same store
+workload: $name.py:workload # the file beside this one, and the function in it
+
+space:
+  # 8 bits are nearly free; at 2 to 4 it matters which layer gets them.
+  bits: [2, 3, 4, 5, 6, 8]
+  # 0.0 leaves a layer whole; from 0.5 on layers differ in what they bear.
+  ratios: [0.0, 0.3, 0.5, 0.7, 0.8, 0.9]
+  exclude: [] # layers to leave as they are, as globs: ["0", "head.*"]
+
+distillation:
+  steps: [40] # promising candidates are trained for 40 batches of 64: about 3 passes over the 797 images
+
+sampler:
+  uniform: 6 # the policies to beat: every layer alike, at each of the 6 bit widths
+  predicted: 8 # a third of the trials goes to what the layers' rounding errors predict, the rest to the sampler
+
+budget:
+  trials: 24 # enough to see it work; 120 find a better front
+
+workers: 2 # two cores are what every machine has; more workers find the same front, sooner
+seed: 0 # any number will do; the same one gives the same search

@@ -1,0 +1,1 @@
+"""What may be chosen: policies, and the spaces and targets that limit them."""

@@ -1,0 +1,22 @@
+"""What every test gets: no store or cache of the user's, and one Ray for the whole session."""
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("SLIMFRONT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.delenv("SLIMFRONT_STORAGE", raising=False)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray with two CPUs, which launches use and leave running; it takes 9 s to start."""
+    from search.pool import start_ray, stop_ray
+
+    started = start_ray(2)
+    yield
+    if started:
+        stop_ray()

@@ -1,0 +1,85 @@
+"""Searches of the tiny workload, and what two runs of one search must have in common."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from search.config import BudgetConfig, Config, DistillationConfig, SamplerConfig, SpaceConfig
+from search.storage import open_storage
+
+STUDY = "tiny"
+TRIALS = 24
+
+
+def url_of(folder: Path) -> str:
+    return f"sqlite:///{folder}/tiny.db"
+
+
+def tiny(folder: Path, trials: int = TRIALS, **changed: Any) -> Config:
+    """A search of the tiny workload that is scored in this process; NSGA-II breeds in it."""
+    settings: dict[str, Any] = {
+        "study": STUDY,
+        "workload": "tests.tiny:workload",
+        "space": SpaceConfig(bits=(2, 4, 6), ratios=(0.0, 0.6, 0.9)),
+        "distillation": DistillationConfig(steps=(6, 18), batch_size=32, learning_rate=0.02, margin=0.0),
+        "sampler": SamplerConfig(options={"population_size": 6}, uniform=3, predicted=4),
+        "budget": BudgetConfig(trials=trials),
+        "workers": 0,
+        "window": 4,
+        "storage": url_of(folder),
+        "cache": str(folder / "cache"),
+    }
+    return Config(**{**settings, **changed})
+
+
+@dataclass(frozen=True)
+class Row:
+    """What of a trial must not depend on workers, restarts and clocks."""
+
+    number: int
+    state: str
+    values: tuple[float, ...]
+    params: dict[str, Any]
+    rungs: list[dict[str, Any]]
+    attrs: dict[str, Any]
+    system_attrs: dict[str, Any]
+
+
+def row(trial: FrozenTrial) -> Row:
+    attrs = {key: value for key, value in trial.user_attrs.items() if key not in ("seconds", "host", "rungs")}
+    rungs = [
+        {key: value for key, value in rung.items() if key != "seconds"} for rung in trial.user_attrs.get("rungs", ())
+    ]
+    return Row(
+        trial.number,
+        trial.state.name,
+        tuple(trial.values or ()),
+        trial.params,
+        rungs,
+        attrs,
+        dict(trial.system_attrs),
+    )
+
+
+def trials_of(folder: Path, study: str = STUDY) -> list[FrozenTrial]:
+    """The trials that are in the store."""
+    storage = open_storage(url_of(folder), create=False)
+    try:
+        return storage.load_trials(storage.get_study_id_from_name(study))
+    finally:
+        storage.close()
+
+
+def rows_of(folder: Path, study: str = STUDY) -> list[Row]:
+    return [row(trial) for trial in trials_of(folder, study)]
+
+
+def attrs_of(folder: Path, study: str = STUDY) -> dict[str, Any]:
+    """The study's own attributes."""
+    storage = open_storage(url_of(folder), create=False)
+    try:
+        return dict(storage.get_study_user_attrs(storage.get_study_id_from_name(study)))
+    finally:
+        storage.close()

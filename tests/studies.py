@@ -1,0 +1,186 @@
+"""Studies to test with, written as a search writes them: made-up scores, or digits policies that were really scored."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import TrialState
+
+from objectives.score import Score
+from search.candidates import Prepared, prepare
+from search.config import Config, DistillationConfig, SamplerConfig, SpaceConfig
+from search.storage import Storage, open_storage
+from search.study import distributions, open_study
+from spaces.policy import Policy
+from spaces.space import Space, build_space
+
+DIGITS = "objectives.workloads.digits:workload"
+CONFIG = Config(study="made-up", workload=DIGITS)
+SPACE = build_space(["body", "head"], bits=(2, 4, 8), ratios=(0.0, 0.5), prune=("unstructured",), weights=("uniform",))
+UNIFORM = [Policy(sites=sites) for sites in SPACE.uniform()]  # 8, 4, 2 bits, then the same pruned by half
+MIXED = Policy(sites={"body": UNIFORM[1].sites["body"], "head": UNIFORM[0].sites["head"]})
+VERSIONS = {"slimfront": "0.1.0", "torch": "2.13.0", "python": "3.11.0"}
+
+
+@dataclass(frozen=True)
+class Told:
+    """A finished trial with made-up scores: accuracy and bytes on each rung."""
+
+    policy: Policy
+    rungs: Sequence[tuple[float, int]]
+    origin: str = "sampler"
+    ci95: tuple[float, float] | None = None
+    artifact: str | None = None
+
+    def attrs(self) -> dict[str, Any]:
+        """What the loop stores with it when it is told."""
+        rungs = [
+            {"rung": i, "accuracy": accuracy, "bytes": size, "macs": 1000.0, "loss": 0.1, "seconds": 0.01}
+            for i, (accuracy, size) in enumerate(self.rungs)
+        ]
+        return {"macs": 1000.0, "rung": len(rungs) - 1, "rungs": rungs, "ci95": self.ci95, "artifact": self.artifact}
+
+
+def describe(config: Config, space: Space, **changed: Any) -> dict[str, Any]:
+    """The attributes of a study of a made-up model of 800,000 bytes and accuracy 0.98."""
+    return {
+        "versions": VERSIONS,
+        "config": config.document(),
+        "fingerprint": config.fingerprint(),
+        "workload": {
+            "entry": config.workload,
+            "model_sha256": "1" * 64,
+            "data_sha256": "2" * 64,
+            "chance": 0.1,
+            "licence": "",
+        },
+        "float": {
+            "bytes": 800_000,
+            "accuracy": 0.98,
+            "accuracy_ci95": [0.97, 0.99],
+            "test_accuracy": 0.97,
+            "macs": 1e6,
+        },
+        "space": space.document(),
+        "smallest_bytes": 10_000,
+        "test": {},
+        "cache": "/nowhere",
+        "device": "cpu",
+        **changed,
+    }
+
+
+def write_study(url: str, name: str, attrs: Mapping[str, Any], space: Space, told: Sequence[Told]) -> None:
+    """Make a study of these trials, one after another."""
+    storage = open_storage(url, create=True)
+    try:
+        study_id, _ = open_study(storage, name)
+        storage.set_study_attrs(study_id, attrs)
+        for number, one in enumerate(told):
+            accuracy, size = one.rungs[-1]
+            trial_id = _start(storage, study_id, number, space, one.policy, one.origin)
+            storage.finish_trial(trial_id, TrialState.COMPLETE, [accuracy, float(size)], one.attrs())
+    finally:
+        storage.close()
+
+
+def _start(storage: Storage, study_id: int, number: int, space: Space, policy: Policy, origin: str) -> int:
+    attrs = {"origin": origin, "digest": policy.digest}
+    return storage.start_trial(study_id, number, space.params(policy), distributions(space), attrs, {})
+
+
+MADE_UP = [
+    Told(UNIFORM[0], [(0.98, 200_000), (0.97, 200_000)], "uniform", (0.96, 0.98), "a" * 64),  # beaten by trial 3
+    Told(UNIFORM[1], [(0.90, 100_000), (0.96, 100_000)], "uniform"),  # on rung 1 only trial 4 comes near
+    Told(UNIFORM[2], [(0.20, 50_000), (0.30, 50_000)], "uniform"),  # too bad to count
+    Told(MIXED, [(0.97, 120_000)], "predicted", (0.95, 0.99), "b" * 64),
+    Told(MIXED, [(0.80, 60_000), (0.95, 60_000)], "sampler", artifact="c" * 64),
+    Told(MIXED, [(0.97, 120_000)], "sampler"),  # equal to trial 3
+]
+
+
+def write_made_up(folder: Path) -> str:
+    """Write the study `made-up` into `folder`/store.db, and return the store's URL."""
+    url = f"sqlite:///{folder}/store.db"
+    write_study(url, CONFIG.study, describe(CONFIG, SPACE, test={"3": 0.96, "4": 0.9}), SPACE, MADE_UP)
+    return url
+
+
+@dataclass(frozen=True)
+class DigitsStudy:
+    """A study of the digits workload whose policies were really scored, one of them off the front."""
+
+    url: str
+    cache: Path
+    prepared: Prepared
+    scores: Sequence[Score]
+
+
+def _below(end: int, rung: int, accuracy: float, size: int) -> bool:
+    return rung < end
+
+
+def _yes(answer: bool, accuracy: float, size: int) -> bool:
+    return answer
+
+
+def score_digits(folder: Path) -> DigitsStudy:
+    """Score a few policies of digits, trained for 4 steps at most, into `folder`/digits.db and `folder`/cache."""
+    config = Config(
+        study="digits",
+        workload=DIGITS,
+        space=SpaceConfig(bits=(2, 4, 8), ratios=(0.0, 0.5)),
+        distillation=DistillationConfig(steps=(2, 4)),
+        sampler=SamplerConfig(uniform=3, predicted=4),
+        cache=str(folder / "cache"),
+    )
+    url = f"sqlite:///{folder}/digits.db"
+    prepared = prepare(config)
+    model, loaded = prepared.float_score, prepared.loaded
+    attrs = describe(
+        config,
+        prepared.space,
+        workload={
+            "entry": loaded.entry,
+            "model_sha256": loaded.model_sha256,
+            "data_sha256": loaded.data_sha256,
+            "chance": loaded.workload.chance,
+            "licence": loaded.workload.licence,
+        },
+        float={
+            "bytes": model.bytes,
+            "accuracy": model.validation.value,
+            "accuracy_ci95": model.validation.ci95,
+            "test_accuracy": model.test.value,
+            "macs": model.macs,
+        },
+        smallest_bytes=prepared.smallest_bytes,
+        cache=str(prepared.evaluation.cache),
+    )
+    storage = open_storage(url, create=True)
+    scores, tests = [], {}
+    try:
+        study_id, _ = open_study(storage, "digits")
+        storage.set_study_attrs(study_id, attrs)
+        for number, (origin, policy) in enumerate(prepared.first):
+            trial_id = _start(storage, study_id, number, prepared.space, policy, origin)
+            until = number % 3  # rungs 0, 1 and 2 are all reached
+            score = prepared.scorer.score(policy, partial(_below, until), partial(_yes, number > 0))
+            if score.artifact is not None:
+                path = prepared.evaluation.cache / "artifacts" / f"{score.artifact}.safetensors"
+                tests[str(number)] = prepared.scorer.score_file(path)[1].value
+            told = {
+                "macs": score.macs,
+                "rung": score.rung,
+                "rungs": [asdict(rung) for rung in score.rungs],
+                "ci95": score.ci95,
+                "artifact": score.artifact,
+            }
+            storage.finish_trial(trial_id, TrialState.COMPLETE, [score.accuracy, float(score.bytes)], told)
+            scores.append(score)
+        storage.set_study_attrs(study_id, {"test": tests})
+    finally:
+        storage.close()
+    return DigitsStudy(url, prepared.evaluation.cache, prepared, scores)

@@ -1,0 +1,97 @@
+"""What is prepared before the first trial."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from search.candidates import Checked, Prepared, check, prepare
+from search.config import Config, DistillationConfig, SamplerConfig, SpaceConfig
+from spaces.errors import ConfigError, WorkloadError
+from spaces.policy import Policy
+from tests import tiny as workloads
+from tests.searches import tiny
+
+SITES = ("first", "second", "head")
+
+
+def prepared_of(config: Config) -> tuple[Checked, Prepared]:
+    checked = check(config)
+    return checked, prepare(config, checked)
+
+
+def labels(policy: Policy) -> set[str]:
+    return {choice.label for choice in policy.sites.values()}
+
+
+def test_the_uniform_policies_come_first_and_unpruned_ones_before_the_others(tmp_path: Path) -> None:
+    _, prepared = prepared_of(tiny(tmp_path, sampler=SamplerConfig(uniform=6, predicted=5)))
+    uniform = [policy for origin, policy in prepared.first if origin == "uniform"]
+    assert [origin for origin, _ in prepared.first] == ["uniform"] * 6 + ["predicted"] * 5
+    assert all(len(labels(policy)) == 1 for policy in uniform)
+    assert [labels(policy) for policy in uniform[:3]] == [{"6 bits"}, {"4 bits"}, {"2 bits"}]
+    assert len({policy.digest for policy in uniform}) == 6
+    assert all(policy.distillation and policy.distillation.alpha == 0.75 for policy in uniform)
+
+
+def test_uniform_policies_are_as_many_as_there_are(tmp_path: Path) -> None:
+    _, prepared = prepared_of(tiny(tmp_path, sampler=SamplerConfig(uniform=100, predicted=0)))
+    assert len(prepared.first) == 9  # 3 bit widths at 3 ratios
+    assert prepared_of(tiny(tmp_path, sampler=SamplerConfig(uniform=0, predicted=0)))[1].first == []
+
+
+def test_the_predicted_policies_are_the_least_wrong_of_their_size(tmp_path: Path) -> None:
+    checked, prepared = prepared_of(tiny(tmp_path, sampler=SamplerConfig(uniform=0, predicted=12)))
+    database = prepared.scorer.database
+    choices = [site.choices() for site in checked.space.sites]
+    known = {}
+    for one in itertools.product(*choices):
+        costs = [database.cost(name, choice) for name, choice in zip(SITES, one, strict=True)]
+        known[one] = sum(cost.bytes for cost in costs), sum(cost.error for cost in costs)
+    for _, policy in prepared.first:
+        size, error = known[tuple(policy.sites[name] for name in SITES)]
+        assert all(e >= error - 1e-12 or b > size for b, e in known.values())
+        checked.space.params(policy)  # raises where it is not in the space
+    assert prepared.smallest_bytes == prepared.scorer.layout.file_bytes(min(size for size, _ in known.values()))
+    assert len(prepared.first) > 5
+
+
+def test_it_is_the_same_every_time_and_the_seed_only_draws_temperatures(tmp_path: Path) -> None:
+    first, again, other = (prepared_of(tiny(tmp_path, seed=seed))[1].first for seed in (0, 0, 1))
+    assert first == again != other
+    assert [policy.sites for _, policy in first] == [policy.sites for _, policy in other]
+    low, high = 1.0, 8.0
+    for origin, policy in first:
+        assert policy.distillation is not None
+        assert low <= policy.distillation.temperature <= high
+        assert origin == "predicted" or policy.distillation.temperature == pytest.approx((low * high) ** 0.5)
+
+
+def test_nothing_is_written(tmp_path: Path) -> None:
+    prepared_of(tiny(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_threads_are_set_before_anything_is_computed(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 1):
+            checked, _ = prepared_of(tiny(tmp_path, workload="tests.tiny:counting", threads=threads))
+            assert isinstance(checked.loaded.model, workloads.Counting)
+            assert set(checked.loaded.model.seen) == {threads}
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_loss_is_tried_where_it_will_be_used(tmp_path: Path) -> None:
+    entry = "tests.tiny:needy"
+    with pytest.raises(WorkloadError, match=r"the loss \(mse_loss\) on the train split fails"):
+        prepared_of(tiny(tmp_path, workload=entry))
+    soft_only = DistillationConfig(steps=(3,), alpha=(1.0, 1.0))
+    assert prepared_of(tiny(tmp_path, workload=entry, distillation=soft_only))[1].first
+
+
+def test_a_glob_that_matches_no_site_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"space\.exclude\[0\]: given 'heads\*'.*first, second, head"):
+        check(tiny(tmp_path, space=SpaceConfig(exclude=("heads*",))))

@@ -1,0 +1,257 @@
+"""A config as a value: defaults, what the command line changes, what identifies a search."""
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from search.config import Config, DistillationConfig, SpaceConfig, difference, load_config, storage_url
+from search.config_errors import shown
+from spaces.errors import ConfigError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+NEEDED = "study: mine\nworkload: package.module:function\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "my.yaml"
+    path.write_text(text)
+    return path
+
+
+def read(folder: Path, text: str = "", *overrides: str, **replaced: object) -> Config:
+    return load_config(write(folder, NEEDED + text), overrides, **replaced)
+
+
+def test_only_study_and_workload_are_needed_and_the_rest_has_defaults(tmp_path: Path) -> None:
+    config = read(tmp_path)
+    assert config.document() == {
+        "study": "mine",
+        "workload": "package.module:function",
+        "target": "storage",
+        "space": {
+            "bits": [2, 3, 4, 5, 6, 8],
+            "ratios": [0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9],
+            "prune": ["unstructured"],
+            "weights": ["uniform"],
+            "exclude": [],
+            "rules": [],
+        },
+        "distillation": {
+            "temperature": [1.0, 8.0],
+            "alpha": [0.5, 1.0],
+            "learning_rate": 0.001,
+            "batch_size": 64,
+            "steps": [60],
+            "margin": 0.02,
+        },
+        "objectives": ["accuracy", "bytes"],
+        "sampler": {"name": "nsga2", "options": {}, "uniform": 10, "predicted": 30},
+        "budget": {"trials": 120, "timeout": None},
+        "workers": 2,
+        "threads": 1,
+        "seed": 0,
+        "window": 8,
+        "chunk": 200,
+        "cache": None,
+        "device": "auto",
+    }
+    assert Config.model_validate(config.document()).document() == config.document()
+
+
+def test_lists_become_sorted_tuples_and_whole_numbers_fit_where_fractions_do(tmp_path: Path) -> None:
+    config = read(tmp_path, "space: {bits: [8, 2], ratios: [0.5, -0.0]}\ndistillation: {alpha: [0, 1]}")
+    assert config.space.bits == (2, 8)
+    assert shown(config.space.ratios) == "[0.0, 0.5]"
+    assert shown(config.distillation.alpha) == "[0.0, 1.0]"
+    assert read(tmp_path, "distillation: {steps: []}").distillation.steps == ()
+
+
+def test_prune_none_alone_is_a_ratio_of_zero(tmp_path: Path) -> None:
+    assert read(tmp_path, "space: {prune: [none]}").space.ratios == (0.0,)
+    assert SpaceConfig(prune=("none",)).ratios == (0.0,)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90.0), ("30m", 1800.0), ("2h", 7200.0), ("1.5h", 5400.0), ("45", 45.0)]
+)
+def test_a_timeout_is_kept_in_seconds(text: str, seconds: float, tmp_path: Path) -> None:
+    assert read(tmp_path, f"budget: {{timeout: {text}}}").budget.timeout == seconds
+    assert read(tmp_path, timeout=text).budget.timeout == seconds
+
+
+def test_set_changes_keys_and_makes_sections(tmp_path: Path) -> None:
+    overrides = ("space.bits=[8, 4]", "sampler.options.population_size=20", "seed=1", "seed=2", "cache=")
+    config = read(tmp_path, "space: {bits: [2]}\ncache: here", *overrides)
+    assert config.space.bits == (4, 8)
+    assert config.sampler.options == {"population_size": 20}
+    assert config.seed == 2
+    assert config.cache is None
+
+
+def test_options_of_the_command_line_replace_the_file_and_none_does_not(tmp_path: Path) -> None:
+    text = "budget: {trials: 9, timeout: 9}\nworkers: 9\nseed: 9\nstorage: sqlite:///nine.db"
+    new = {"trials": 1, "timeout": "1m", "workers": 0, "seed": 3, "storage": "sqlite:///new.db"}
+    config = read(tmp_path, text, **new)
+    assert (config.budget.trials, config.budget.timeout, config.workers, config.seed) == (1, 60.0, 0, 3)
+    assert config.resolved_storage() == "sqlite:///new.db"
+    assert read(tmp_path, text, **dict.fromkeys(new)) == read(tmp_path, text)
+    with pytest.raises(ConfigError, match=r"workers \(from --workers\): given -1"):
+        read(tmp_path, workers=-1)
+
+
+def test_a_config_is_frozen_through_and_through(tmp_path: Path) -> None:
+    config = read(tmp_path, "space: {rules: [{sites: fc, bits: [4]}]}")
+    parts: list[BaseModel] = [config, config.space, config.space.rules[0]]
+    for part in [*parts, config.distillation, config.sampler, config.budget]:
+        for name in type(part).model_fields:
+            with pytest.raises(ValidationError, match="frozen"):
+                setattr(part, name, None)
+            assert not isinstance(getattr(part, name), list)
+
+
+def test_a_workload_file_is_looked_for_beside_the_config(tmp_path: Path) -> None:
+    path = write(tmp_path, "study: mine\nworkload: models/net.py:make")
+    with pytest.raises(ConfigError, match=f"there is none at {tmp_path / 'models/net.py'}"):
+        load_config(path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/net.py").touch()
+    config = load_config(path)
+    assert config.workload == config.fingerprint()["workload"] == "models/net.py:make"
+    assert config.workload_entry() == f"{(tmp_path / 'models/net.py').resolve()}:make"
+    assert pickle.loads(pickle.dumps(config)).workload_entry() == config.workload_entry()
+    assert read(tmp_path).workload_entry() == "package.module:function"
+
+
+def test_the_storage_is_the_configs_else_the_environments_else_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLIMFRONT_STORAGE", raising=False)
+    assert read(tmp_path).resolved_storage() == storage_url() == "sqlite:///slimfront.db"
+    monkeypatch.setenv("SLIMFRONT_STORAGE", "sqlite:///other.db")
+    assert read(tmp_path).resolved_storage() == storage_url() == "sqlite:///other.db"
+    assert read(tmp_path, "storage: mysql://h/d").resolved_storage() == storage_url("mysql://h/d")
+    monkeypatch.setenv("SLIMFRONT_STORAGE", "other.db")
+    with pytest.raises(ConfigError, match="SLIMFRONT_STORAGE: given text that is not a URL"):
+        read(tmp_path).resolved_storage()
+    with pytest.raises(ConfigError, match="--storage: given text that is not a URL"):
+        storage_url("my.db")
+
+
+def test_the_cache_is_the_configs_else_the_environments_else_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("SLIMFRONT_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert read(tmp_path).cache_folder() == tmp_path / "home/.cache/slimfront"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/ignored")
+    assert read(tmp_path).cache_folder() == tmp_path / "home/.cache/slimfront"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert read(tmp_path).cache_folder() == tmp_path / "xdg/slimfront"
+    monkeypatch.setenv("SLIMFRONT_CACHE", "~/packed")
+    assert read(tmp_path).cache_folder() == tmp_path / "home/packed"
+    monkeypatch.chdir(tmp_path)
+    assert read(tmp_path, "cache: here").cache_folder() == tmp_path / "here"
+    with pytest.raises(ConfigError, match="cache: given ~nobody-of-that-name/x"):
+        read(tmp_path, "cache: ~nobody-of-that-name/x").cache_folder()
+
+
+def test_a_password_is_in_no_printout_and_no_document(tmp_path: Path) -> None:
+    config = read(tmp_path, "storage: postgresql://me:secret@host/db")
+    assert config.resolved_storage() == "postgresql://me:secret@host/db"
+    assert "secret" not in f"{config!r} {config} {config.document()} {config.fingerprint()}"
+
+
+def test_the_fingerprint_is_what_determines_the_search(tmp_path: Path) -> None:
+    config = read(tmp_path)
+    same = read(
+        tmp_path,
+        "storage: mysql://h/d\ncache: here",
+        trials=1,
+        timeout=5,
+        workers=7,
+        storage="sqlite:///x.db",
+    )
+    assert config.fingerprint() == same.fingerprint()
+    stored = json.loads(json.dumps(config.fingerprint()))
+    assert difference(stored, config.fingerprint()) == []
+    left_out = {"budget", "workers", "storage", "cache"}
+    assert stored.keys() == Config.model_fields.keys() - left_out
+    for override in (
+        "space.bits=[4]",
+        "seed=1",
+        "window=9",
+        "threads=2",
+        "chunk=7",
+        "device=cpu",
+        "sampler.uniform=0",
+    ):
+        key = override.partition("=")[0]
+        assert [line.split(":")[0] for line in difference(stored, read(tmp_path, "", override).fingerprint())] == [key]
+
+
+def test_difference_has_a_line_for_each_key() -> None:
+    stored: Mapping[str, Any] = {
+        "space": {"bits": [2, 4], "old": 1},
+        "seed": 0,
+        "name": "a",
+        "gone": {"x": None},
+    }
+    given: Mapping[str, Any] = {"space": {"bits": [2, 8]}, "seed": 0, "name": None, "new": True}
+    assert difference(stored, given) == [
+        "space.bits: stored [2, 4], given [2, 8]",
+        "space.old: stored 1, not given",
+        'name: stored "a", given null',
+        'gone: stored {"x": null}, not given',
+        "new: not stored, given true",
+    ]
+
+
+def test_every_key_is_described_in_the_json_schema() -> None:
+    schema = Config.model_json_schema()
+    json.dumps(schema)
+    sections = {"Config": schema, **schema["$defs"]}
+    assert len(sections) == 6
+    for name, section in sections.items():
+        assert section["additionalProperties"] is False, name
+        assert section["description"], name
+        for key, value in section["properties"].items():
+            assert value.get("description"), f"{name}.{key}"
+    assert schema["required"] == ["study", "workload"]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_configs_that_ship_are_valid_and_every_number_says_why(path: Path) -> None:
+    config = load_config(path)
+    assert config.study == path.stem
+    before = ""
+    for line in path.read_text().splitlines():
+        value, _, comment = line.partition("#")
+        if re.search(r"(?<![\w.])\d", value):
+            assert comment or before.strip().startswith("#"), line
+        before = line
+
+
+def test_distillation_stands_alone() -> None:
+    assert DistillationConfig() == DistillationConfig(temperature=(1, 8), steps=(60,))
+
+
+def test_reading_a_config_imports_no_torch_optuna_or_ray() -> None:
+    code = (
+        "import sys; from pathlib import Path; from search.config import load_config;"
+        "load_config(Path(sys.argv[1]));"
+        "print([name for name in ('torch', 'optuna', 'ray', 'sqlalchemy', 'numpy') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(CONFIGS / "quickstart.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")

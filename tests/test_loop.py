@@ -1,0 +1,227 @@
+"""Whole searches of a tiny workload: the same trials whatever happens, and a study that others can read."""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from search.config import BudgetConfig, DistillationConfig, SamplerConfig, SpaceConfig
+from search.loop import launch
+from search.pareto import pareto
+from search.storage import open_storage
+from tests import tiny as workloads
+from tests.searches import STUDY, TRIALS, Row, attrs_of, rows_of, tiny, trials_of, url_of
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search of TRIALS trials that nothing disturbed."""
+    made = tmp_path_factory.mktemp("whole")
+    result = launch(tiny(made))
+    assert not result.interrupted
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> list[Row]:
+    return rows_of(folder)
+
+
+def same_study(one: Path, other: Path) -> bool:
+    """All attributes except those that only say where files are, and how many trials there shall be."""
+    attrs = [{k: v for k, v in attrs_of(folder).items() if k not in ("cache", "config")} for folder in (one, other)]
+    return attrs[0] == attrs[1]
+
+
+class TestTrials:
+    def test_all_trials_are_finished_and_numbered(self, whole: list[Row]) -> None:
+        assert [row.number for row in whole] == list(range(TRIALS))
+        assert {row.state for row in whole} == {"COMPLETE"}
+        assert [row.attrs["origin"] for row in whole] == ["uniform"] * 3 + ["predicted"] * 4 + ["sampler"] * 17
+
+    def test_values_are_those_of_the_last_rung(self, whole: list[Row]) -> None:
+        for row in whole:
+            last = row.rungs[-1]
+            assert row.values == (last["accuracy"], float(last["bytes"]))
+            assert (row.attrs["rung"], row.attrs["macs"]) == (last["rung"], last["macs"])
+            assert [rung["rung"] for rung in row.rungs] == list(range(len(row.rungs)))
+        assert {row.attrs["rung"] for row in whole} == {0, 1, 2}  # some were promoted, some were not
+
+    def test_uniform_policies_go_all_the_way_and_are_kept(self, whole: list[Row]) -> None:
+        assert all(row.attrs["rung"] == 2 and row.attrs["artifact"] for row in whole[:3])
+
+    def test_the_sampler_bred_from_the_first_candidates(self, whole: list[Row]) -> None:
+        generations = [row.system_attrs["NSGAIISampler:generation"] for row in whole]
+        assert generations[:7] == [0] * 7
+        assert max(generations) >= 2
+
+    def test_the_front_and_the_uniform_policies_have_files_and_test_scores(
+        self, folder: Path, whole: list[Row]
+    ) -> None:
+        result = launch(tiny(folder))  # nothing is left to do
+        points = [*result.front.points, *result.front.uniform]
+        for point in points:
+            file = folder / "cache" / "artifacts" / f"{point.artifact}.safetensors"
+            assert file.stat().st_size == point.bytes
+            assert hashlib.sha256(file.read_bytes()).hexdigest() == point.artifact
+            assert point.test_accuracy is not None
+        assert {str(point.trial) for point in points} == set(attrs_of(folder)["test"])
+        assert rows_of(folder) == whole
+
+    def test_optuna_finds_the_same_front(self, folder: Path) -> None:
+        study = optuna.load_study(study_name=STUDY, storage=url_of(folder))
+        ours = [(point.accuracy, float(point.bytes)) for point in launch(tiny(folder)).front.points]
+        assert {tuple(trial.values) for trial in study.best_trials} == set(ours)
+        assert study.metric_names == ["accuracy", "bytes"]
+        assert len(study.trials) == TRIALS
+
+    def test_the_study_says_what_it_is_about(self, folder: Path) -> None:
+        attrs = attrs_of(folder)
+        assert attrs["workload"]["entry"] == "tests.tiny:workload"
+        assert attrs["config"]["budget"]["trials"] == TRIALS
+        assert "storage" not in attrs["config"]
+        assert attrs["float"]["accuracy"] > workloads.TOO_WRONG
+        assert {"slimfront", "torch", "optuna", "ray", "numpy", "python"} == set(attrs["versions"])
+        assert attrs["smallest_bytes"] <= min(row.rungs[0]["bytes"] for row in rows_of(folder))
+
+
+class TestTheSameAgain:
+    def test_another_run(self, tmp_path: Path, folder: Path, whole: list[Row]) -> None:
+        launch(tiny(tmp_path))
+        assert rows_of(tmp_path) == whole
+        assert same_study(tmp_path, folder)
+
+    @pytest.mark.parametrize("steps", [(10,), (1, 2, 3, 7, 8), (20,)])
+    def test_in_several_launches(self, tmp_path: Path, folder: Path, whole: list[Row], steps: Sequence[int]) -> None:
+        for trials in steps:
+            assert len(launch(tiny(tmp_path, trials)).front.complete) == trials
+            assert rows_of(tmp_path) == whole[:trials]
+        launch(tiny(tmp_path))
+        assert rows_of(tmp_path) == whole
+        assert {**attrs_of(tmp_path)["test"], **attrs_of(folder)["test"]} == attrs_of(tmp_path)["test"]
+
+    @pytest.mark.parametrize("left", [1, 3, 4])
+    def test_with_trials_that_were_asked_and_not_told(self, tmp_path: Path, whole: list[Row], left: int) -> None:
+        """A driver that is killed leaves up to a window of them."""
+        launch(tiny(tmp_path, 12))
+        storage = open_storage(url_of(tmp_path), create=False)
+        with storage.transaction("forgetting", write=True) as connection:
+            ids = [trial._trial_id for trial in storage.load_trials(storage.get_study_id_from_name(STUDY))[-left:]]
+            for trial_id in ids:
+                connection.exec_driver_sql(f"delete from trial_values where trial_id = {trial_id}")
+                connection.exec_driver_sql(
+                    f"delete from trial_user_attributes where trial_id = {trial_id} and key not in ('origin', 'digest')"
+                )
+                connection.exec_driver_sql(
+                    f"update trials set state = 'RUNNING', datetime_complete = null where trial_id = {trial_id}"
+                )
+        storage.close()
+        assert [row.state for row in rows_of(tmp_path)] == ["COMPLETE"] * (12 - left) + ["RUNNING"] * left
+        launch(tiny(tmp_path, 12))
+        assert rows_of(tmp_path) == whole[:12]
+        launch(tiny(tmp_path))
+        assert rows_of(tmp_path) == whole
+
+    def test_fewer_trials_than_there_are_is_no_work(self, tmp_path: Path, whole: list[Row]) -> None:
+        launch(tiny(tmp_path, 6))
+        assert launch(tiny(tmp_path, 2)).interrupted is False
+        assert rows_of(tmp_path) == whole[:6]
+
+    def test_time_that_is_up_leaves_a_beginning(self, tmp_path: Path, whole: list[Row]) -> None:
+        budget = BudgetConfig(trials=TRIALS, timeout=0.15)
+        result = launch(tiny(tmp_path, budget=budget))
+        rows = rows_of(tmp_path)
+        told = [row for row in rows if row.state != "RUNNING"]
+        assert 0 < len(told) < TRIALS
+        assert not result.interrupted
+        assert told == whole[: len(told)]
+        assert len(rows) <= len(told) + 4
+        launch(tiny(tmp_path))
+        assert rows_of(tmp_path) == whole
+
+    @pytest.mark.parametrize("sampler", ["tpe", "random", "optuna.samplers.NSGAIIISampler"])
+    def test_with_another_sampler(self, tmp_path: Path, sampler: str) -> None:
+        settings = SamplerConfig(name=sampler, uniform=2, predicted=2)
+        for folder, budgets in ((tmp_path / "a", [16]), (tmp_path / "b", [7, 16])):
+            folder.mkdir()
+            for trials in budgets:
+                launch(tiny(folder, trials, sampler=settings))
+        assert rows_of(tmp_path / "a") == rows_of(tmp_path / "b")
+
+    def test_another_seed_or_window_is_another_search(self, tmp_path: Path, whole: list[Row]) -> None:
+        changes: list[dict[str, Any]] = [{"seed": 1}, {"window": 1}]
+        for i, change in enumerate(changes):
+            (tmp_path / str(i)).mkdir()
+            launch(tiny(tmp_path / str(i), **change))
+            rows = rows_of(tmp_path / str(i))
+            assert [row.attrs["digest"] for row in rows[7:]] != [row.attrs["digest"] for row in whole[7:]]
+            assert [row.rungs[0] for row in rows[:3]] == [row.rungs[0] for row in whole[:3]]
+
+
+class TestWindow:
+    def test_never_more_than_the_window_is_asked_and_not_told(self, folder: Path) -> None:
+        trials = trials_of(folder)
+        for trial in trials[4:]:
+            before = trials[trial.number - 4]
+            assert trial.datetime_start
+            assert before.datetime_complete
+            assert trial.datetime_start >= before.datetime_complete
+
+    def test_trials_are_told_in_their_order(self, folder: Path) -> None:
+        ended = [trial.datetime_complete for trial in trials_of(folder)]
+        assert all(a and b and a <= b for a, b in pairwise(ended))
+
+
+class TestRepeats:
+    @pytest.mark.parametrize("steps", [(), (3,)])
+    def test_a_repeated_policy_is_answered_from_memory(self, tmp_path: Path, steps: tuple[int, ...]) -> None:
+        few = SpaceConfig(bits=(2, 4), ratios=(0.0,))  # 8 policies, when nothing is drawn from a range
+        distillation = DistillationConfig(steps=steps, temperature=(2.0, 2.0), alpha=(0.9, 0.9))
+        for budget in (13, 24):
+            launch(tiny(tmp_path, budget, space=few, distillation=distillation))
+        rows = rows_of(tmp_path)
+        first: dict[str, Row] = {}
+        for row in rows:
+            original = first.setdefault(row.attrs["digest"], row)
+            assert row.attrs.get("repeat_of") == (None if original is row else original.number)
+            assert (row.values, row.rungs, row.attrs["artifact"]) == (
+                original.values,
+                original.rungs,
+                original.attrs["artifact"],
+            )
+        assert len(first) <= 8 < len(rows)
+
+
+class TestFailures:
+    def test_a_candidate_that_fails_ends_its_trial_and_the_search_goes_on(self, tmp_path: Path) -> None:
+        result = launch(tiny(tmp_path, workload="tests.tiny:picky"))
+        rows = rows_of(tmp_path)
+        failed = [row for row in rows if row.state == "FAIL"]
+        assert 0 < len(failed) < TRIALS == len(rows)
+        for row in failed:
+            assert row.values == ()
+            assert row.attrs["error"].startswith("the metric failed on the validation split: ArithmeticError: only 0.")
+        complete = [row for row in rows if row.state == "COMPLETE"]
+        assert all(row.values[0] >= workloads.TOO_WRONG and "error" not in row.attrs for row in complete)
+        assert result.front.states == {"FAIL": len(failed), "COMPLETE": len(complete)}
+
+    def test_it_is_the_same_when_it_is_resumed(self, tmp_path: Path) -> None:
+        for folder, budgets in ((tmp_path / "a", [20]), (tmp_path / "b", [9, 14, 20])):
+            folder.mkdir()
+            for trials in budgets:
+                launch(tiny(folder, trials, workload="tests.tiny:picky"))
+        assert rows_of(tmp_path / "a") == rows_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("entry", ["scalar", "regression", "unlabelled"])
+def test_other_kinds_of_workloads_are_searched(tmp_path: Path, entry: str) -> None:
+    config = tiny(tmp_path, 12, workload=f"tests.tiny:{entry}")
+    result = launch(config)
+    assert {row.state for row in rows_of(tmp_path)} == {"COMPLETE"}
+    assert result.front.points == tuple(pareto(result.front.complete))
+    assert all(point.test_accuracy is not None for point in result.front.points)
+    assert all((point.accuracy_ci95 is None) == (entry == "scalar") for point in result.front.points)

@@ -1,0 +1,214 @@
+"""A score is what an independent evaluation of the written file gives, always the same, and changes nothing else."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress.artifact import layout_of
+from compress.files import artifact_path
+from compress.inputs import call
+from objectives.score import Score, Scorer, seed_of, teach
+from objectives.workload import SPLITS, LoadedWorkload, load_workload
+from spaces.errors import ArtifactError, RetryableError
+from spaces.policy import Choice, Float32, Policy, Unstructured
+from tests.scoring import CHUNK, Until, always, coarse, evaluation, never, policy, scorer_of
+
+
+@pytest.fixture
+def loaded() -> LoadedWorkload:
+    return load_workload("tests.tiny:workload")
+
+
+@pytest.fixture
+def scorer(loaded: LoadedWorkload, tmp_path: Path) -> Scorer:
+    return scorer_of(loaded, evaluation(tmp_path))
+
+
+def plain(score: Score) -> Score:
+    """A score without its times."""
+    return replace(score, rungs=tuple(replace(rung, seconds=0.0) for rung in score.rungs))
+
+
+def sha256(tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))).hexdigest()
+
+
+def outcomes(model: nn.Module, loaded: LoadedWorkload, split: str) -> Tensor:
+    """An evaluation of its own, in the same chunks."""
+    inputs, targets = loaded.splits[split].inputs, loaded.splits[split].targets  # type: ignore[index]
+    assert isinstance(inputs, Tensor)
+    with torch.no_grad():
+        out = torch.cat([call(model.eval(), inputs[i : i + CHUNK]) for i in range(0, len(inputs), CHUNK)])
+    result = loaded.workload.metric(out, targets)  # type: ignore[arg-type]
+    return torch.as_tensor(result).double()
+
+
+@pytest.mark.parametrize("entry", ["workload", "regression", "scalar", "unlabelled"])
+@pytest.mark.parametrize("rung", [0, 1, 2])
+def test_the_written_file_has_the_scored_bytes_and_accuracy(entry: str, rung: int, tmp_path: Path) -> None:
+    loaded = load_workload(f"tests.tiny:{entry}")
+    scorer = scorer_of(loaded, evaluation(tmp_path))
+    for number in range(4):
+        score = scorer.score(policy(number), Until(rung), always)
+        assert score.rung == rung
+        assert score.artifact is not None
+        path = artifact_path(tmp_path, score.artifact)
+        assert path.stat().st_size == score.bytes == score.rungs[-1].bytes
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == score.artifact
+
+        again = load_workload(f"tests.tiny:{entry}")
+        model = layout_of(again.model, again.entry).unpack(path)
+        assert float(outcomes(model, again, "validation").mean()) == score.accuracy
+        validation, test = scorer.score_file(path)
+        assert (validation.value, validation.ci95) == (score.accuracy, score.ci95)
+        assert test.value == float(outcomes(model, again, "test").mean())
+
+
+@pytest.mark.parametrize("entry", ["workload", "regression", "unlabelled"])
+def test_a_fresh_scorer_gives_the_same_bits(entry: str, tmp_path: Path) -> None:
+    scores = []
+    for order in (range(6), range(5, -1, -1)):  # what was scored before does not matter
+        scorer = scorer_of(load_workload(f"tests.tiny:{entry}"), evaluation(tmp_path))
+        torch.manual_seed(order[0])  # nor does the global generator
+        torch.rand(order[0])
+        scores.append({number: plain(scorer.score(policy(number), Until(2), always)) for number in order})
+    assert scores[0] == scores[1]
+
+
+def test_training_draws_from_the_seed_and_the_policy(loaded: LoadedWorkload, tmp_path: Path) -> None:
+    scorers = [scorer_of(loaded, evaluation(tmp_path, seed)) for seed in (0, 1)]
+    scores = [scorer.score(coarse(), Until(1), always) for scorer in scorers]
+    assert replace(scores[0].rungs[0], seconds=0) == replace(scores[1].rungs[0], seconds=0)
+    assert scores[0].artifact != scores[1].artifact
+    seeds = [seed_of(0, "a"), seed_of(1, "a"), seed_of(0, "b")]
+    assert len(set(seeds)) == 3
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_scoring_changes_neither_model_nor_data(loaded: LoadedWorkload, tmp_path: Path) -> None:
+    settings = evaluation(tmp_path)
+    teacher = teach(loaded, settings)
+    shared = {f"{name} {i}": part for name in SPLITS for i, part in enumerate(_parts(loaded, name))}
+    shared |= {"teacher": teacher.train, "calibration": teacher.calibration}
+    before = sha256(loaded.model.state_dict()), sha256(shared)
+    scorer = Scorer(loaded, settings, teacher)
+    for number in range(6):
+        scorer.score(policy(number), Until(2), always)
+    assert (sha256(loaded.model.state_dict()), sha256(shared)) == before
+    assert all(parameter.grad is None for parameter in loaded.model.parameters())
+    assert all(not module._forward_hooks for module in loaded.model.modules())
+
+
+def _parts(loaded: LoadedWorkload, name: str) -> list[Tensor]:
+    split = loaded.splits[name]  # type: ignore[index]
+    assert isinstance(split.inputs, Tensor)
+    return [split.inputs] if split.targets is None else [split.inputs, split.targets]
+
+
+class TestRungs:
+    def test_nobody_goes_on_unpromoted(self, scorer: Scorer) -> None:
+        promote = Until(0)
+        score = scorer.score(policy(1), promote, always)
+        assert [rung.rung for rung in score.rungs] == [0]
+        assert promote.asked == [(0, score.accuracy, score.bytes)]
+
+    def test_each_rung_is_promoted_by_its_own_score(self, scorer: Scorer) -> None:
+        promote = Until(2)
+        score = scorer.score(policy(2), promote, always)
+        assert promote.asked == [(rung.rung, rung.accuracy, rung.bytes) for rung in score.rungs[:2]]
+        assert (score.accuracy, score.bytes, score.macs, score.rung) == (
+            score.rungs[-1].accuracy,
+            score.rungs[-1].bytes,
+            score.rungs[-1].macs,
+            2,
+        )
+
+    def test_a_longer_way_begins_like_a_shorter_one(self, scorer: Scorer) -> None:
+        ways = [plain(scorer.score(policy(3), Until(last), always)).rungs for last in range(3)]
+        assert ways[2][:2] == ways[1]
+        assert ways[1][:1] == ways[0]
+
+    def test_a_student_that_unlearned_is_not_taken(self, scorer: Scorer) -> None:
+        for number in range(6):
+            losses = [rung.loss for rung in scorer.score(policy(number), Until(2), never).rungs]
+            assert losses == sorted(losses, reverse=True)
+
+    def test_training_helps_where_much_was_lost(self, scorer: Scorer) -> None:
+        rungs = scorer.score(coarse(), Until(2), never).rungs
+        assert rungs[2].loss < rungs[1].loss < rungs[0].loss
+
+    def test_a_policy_that_is_not_distilled_stays_on_rung_0(self, scorer: Scorer) -> None:
+        promote = Until(2)
+        assert scorer.score(policy(1, distilled=False), promote, always).rung == 0
+        assert promote.asked == []
+
+    def test_without_steps_there_is_one_rung_and_no_teacher_for_training(
+        self, loaded: LoadedWorkload, tmp_path: Path
+    ) -> None:
+        settings = evaluation(tmp_path, steps=())
+        assert teach(loaded, settings).train.shape[0] == 0
+        assert scorer_of(loaded, settings).score(policy(1), Until(2), always).rung == 0
+
+
+class TestNumbers:
+    def test_float_weights_score_what_the_float_model_does(self, scorer: Scorer, loaded: LoadedWorkload) -> None:
+        found = scorer.float_score()
+        sites = dict.fromkeys(("first", "second", "head"), Choice(weights=Float32()))
+        score = scorer.score(Policy(sites=sites), Until(0), never)
+        assert (score.bytes, score.accuracy, score.macs) == (found.bytes, found.validation.value, found.macs)
+        assert score.rungs[0].loss == pytest.approx(0, abs=1e-9)
+        assert found.validation.value == float(outcomes(loaded.model, loaded, "validation").mean())
+        assert found.test.value == float(outcomes(loaded.model, loaded, "test").mean())
+        assert found.macs == 8 * 24 + 24 * 16 + 16 * 6
+
+    def test_one_shot_bytes_are_known_before(self, scorer: Scorer) -> None:
+        for number in range(6):
+            costs = [scorer.database.cost(name, choice) for name, choice in policy(number).sites.items()]
+            expected = scorer.layout.file_bytes(sum(cost.bytes for cost in costs))
+            assert scorer.score(policy(number), Until(0), never).bytes == expected
+
+    def test_pruned_weights_cost_no_macs(self, scorer: Scorer) -> None:
+        half = Choice(prune=Unstructured(ratio=0.5), weights=Float32())
+        sites = {"first": half, "second": Choice(), "head": Choice()}
+        assert scorer.score(Policy(sites=sites), Until(0), never).macs == 4 * 24 + 24 * 16 + 16 * 6
+
+    def test_a_metric_of_one_number_has_no_interval(self, tmp_path: Path) -> None:
+        scores = []
+        for entry in ("workload", "scalar"):
+            scorer = scorer_of(load_workload(f"tests.tiny:{entry}"), evaluation(tmp_path))
+            scores.append(scorer.score(policy(4), Until(1), never))
+        assert scores[0].ci95 is not None
+        assert scores[1].ci95 is None
+        assert scores[0].accuracy == pytest.approx(scores[1].accuracy, abs=1e-7)
+
+
+class TestFiles:
+    def test_nothing_is_written_that_is_not_kept(self, loaded: LoadedWorkload, tmp_path: Path) -> None:
+        scorer = scorer_of(loaded, evaluation(tmp_path / "cache"))
+        assert scorer.score(policy(1), Until(2), never).artifact is None
+        assert not (tmp_path / "cache").exists()
+
+    def test_a_file_that_is_there_is_left_alone(self, scorer: Scorer, tmp_path: Path) -> None:
+        first = scorer.score(policy(1), Until(1), always)
+        assert first.artifact is not None
+        path = artifact_path(tmp_path, first.artifact)
+        written = path.stat().st_mtime_ns
+        assert scorer.score(policy(1), Until(1), always).artifact == first.artifact
+        assert (path.stat().st_mtime_ns, len(list(path.parent.iterdir()))) == (written, 1)
+
+    def test_a_cache_that_cannot_be_written_may_be_writable_elsewhere(
+        self, loaded: LoadedWorkload, tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").write_text("no folder")
+        scorer = scorer_of(loaded, evaluation(tmp_path / "file" / "cache"))
+        with pytest.raises(RetryableError, match=r"the cache folder .*/file/cache cannot be written"):
+            scorer.score(policy(1), Until(0), always)
+
+    def test_a_missing_file_is_named(self, scorer: Scorer, tmp_path: Path) -> None:
+        with pytest.raises(ArtifactError, match=r"none\.safetensors: no such file"):
+            scorer.score_file(tmp_path / "none.safetensors")

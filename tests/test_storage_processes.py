@@ -1,0 +1,89 @@
+"""The study database with several processes at it, and with one that is killed."""
+
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from search.storage import open_storage
+from tests import processes
+from tests.postgres import fresh_database
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/study.db"
+
+
+def test_a_killed_process_leaves_what_it_committed(url: str) -> None:
+    script = f"""
+import os, signal
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+from search.storage import open_storage
+storage = open_storage({url!r}, create=True)
+study_id = storage.create_new_study([StudyDirection.MAXIMIZE], "killed")
+storage.finish_trial(storage.start_trial(study_id, 0, {{}}, {{}}, {{}}, {{}}), TrialState.COMPLETE, [1.0], {{}})
+storage.start_trial(study_id, 1, {{}}, {{}}, {{"policy": "x"}}, {{}})
+with storage.transaction("dying", write=True) as connection:
+    connection.exec_driver_sql("delete from trials")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with processes.start(script) as killed:
+        assert (killed.wait(), killed.stderr.read() if killed.stderr else "") == (-signal.SIGKILL, "")
+    storage = open_storage(url, create=False)
+    study_id = storage.get_study_id_from_name("killed")
+    left = storage.load_trials(study_id)
+    storage.finish_trial(left[1]._trial_id, TrialState.COMPLETE, [2.0], {})
+
+    assert [trial.state for trial in left] == [TrialState.COMPLETE, TrialState.RUNNING]
+    assert [trial.values for trial in storage.load_trials(study_id)] == [[1.0], [2.0]]
+    storage.close()
+
+
+@pytest.mark.parametrize("server", ["sqlite", "postgresql"])
+def test_readers_and_writers_do_not_lock_each_other_out(url: str, server: str) -> None:
+    storage = open_storage(url if server == "sqlite" else fresh_database(), create=True)
+    study_id = storage.create_new_study([StudyDirection.MAXIMIZE])
+    errors: list[BaseException] = []
+
+    def note() -> None:  # as Optuna Dashboard does
+        other = RDBStorage(storage.url)
+        try:
+            for number in range(30):
+                other.set_study_user_attr(study_id, "note", number)
+                other.get_all_trials(study_id)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            other.remove_session()
+            other.engine.dispose()
+
+    thread = threading.Thread(target=note)
+    thread.start()
+    params = {f"layers.{site}/ratio": 0.5 for site in range(20)}
+    drawn_from = dict.fromkeys(params, FloatDistribution(0.0, 1.0))
+    for number in range(60):
+        trial_id = storage.start_trial(study_id, number, params, drawn_from, {}, {}, {"asked": number})
+        storage.finish_trial(trial_id, TrialState.COMPLETE, [1.0], {}, {"told": number})
+    thread.join()
+
+    assert errors == []
+    attrs = storage.get_study_user_attrs(study_id)
+    assert attrs == {"note": 29, "asked": 59, "told": 59}
+    storage.close()
+
+
+def test_processes_may_make_one_database_at_once(url: str) -> None:
+    script = f"from search.storage import open_storage; open_storage({url!r}, create=True).close()"
+    makers = [processes.start(script) for _ in range(3)]
+
+    assert [maker.communicate() for maker in makers] == [("", "")] * 3
+    storage = open_storage(url, create=False)
+    assert storage.get_all_studies() == []
+    storage.close()
