@@ -1,6 +1,7 @@
 """What is known before the first trial: the space, the float model's score, and the candidates that are tried first."""
 
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -11,6 +12,7 @@ from compress.database import Cost, LayerDatabase
 from objectives.score import Evaluation, FloatScore, Scorer, Teacher, resolve_device, seed_of, teach
 from objectives.workload import LoadedWorkload, load_workload
 from search.config import Config
+from search.progress import QUIET_SECONDS, say
 from search.sensitivity import predicted_front, spread
 from search.study import Origin
 from spaces.policy import Choice, Policy
@@ -97,7 +99,7 @@ def prepare(config: Config, checked: Checked | None = None) -> Prepared:
     if config.distillation.alpha[0] < 1:
         scorer.check_loss()
     choices = [site.choices() for site in space.sites]
-    costs = [[scorer.database.cost(s.name, c) for c in own] for s, own in zip(space.sites, choices, strict=True)]
+    costs = _costs(scorer.database, space, choices)
     smallest = scorer.layout.file_bytes(sum(min(cost.bytes for cost in own) for own in costs))
     first = [
         *_uniform(config, space, scorer.database),
@@ -110,6 +112,18 @@ def prepare(config: Config, checked: Checked | None = None) -> Prepared:
         first=first,
         smallest_bytes=smallest,
     )
+
+
+def _costs(database: LayerDatabase, space: Space, choices: Sequence[Sequence[Choice]]) -> list[list[Cost]]:
+    """Each site compressed at each choice; a large model takes minutes, and says how far it is."""
+    costs: list[list[Cost]] = []
+    said = time.monotonic()
+    for site, own in zip(space.sites, choices, strict=True):
+        costs.append([database.cost(site.name, choice) for choice in own])
+        if time.monotonic() - said > QUIET_SECONDS:
+            said = time.monotonic()
+            say(f"compressed {len(costs)} of {len(choices)} sites at each choice")
+    return costs
 
 
 def _uniform(config: Config, space: Space, database: LayerDatabase) -> list[tuple[Origin, Policy]]:

@@ -242,6 +242,9 @@ class RayPool:
         self, loaded: LoadedWorkload, entry: str, evaluation: Evaluation, teacher: Teacher, workers: int
     ) -> None:
         self._ours = start_ray(workers)
+        cpus: float = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
+        if cpus < workers:
+            raise StudyError(f"this process's Ray has {cpus:g} CPUs, too few for {workers} workers: take fewer")
         parts = [ray.put(part.numpy()) for part in (teacher.train, teacher.calibration)]
         hashes = (loaded.model_sha256, loaded.data_sha256)
         gpus = min(1.0, torch.cuda.device_count() / workers) if evaluation.device == "cuda" else 0

@@ -1,6 +1,7 @@
 """What every test gets: no store or cache of the user's, and one Ray for the whole session."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,10 +14,21 @@ def _nothing_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyte
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """A Ray with two CPUs, which launches use and leave running; it takes 9 s to start."""
+    """A Ray with room for six workers, which launches use and leave running; it takes 9 s to start."""
     from search.pool import start_ray, stop_ray
 
-    started = start_ray(2)
+    started = start_ray(6)
     yield
     if started:
         stop_ray()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny search that nothing disturbed: what every other run of it must equal."""
+    from search.loop import launch
+    from tests.searches import tiny
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert not launch(tiny(folder)).interrupted
+    return folder

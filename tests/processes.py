@@ -13,3 +13,16 @@ def start(script: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-c", script], env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True
     )
+
+
+def below(pid: int, name: str) -> list[int]:
+    """The processes that this one started, also by way of others, and whose command begins so."""
+    said = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(maxsplit=2) for line in said.splitlines()]
+    family, found = {pid}, []
+    for own, parent, *command in sorted(rows, key=lambda row: int(row[0])):
+        if int(parent) in family:
+            family.add(int(own))
+            if command and command[0].startswith(name):
+                found.append(int(own))
+    return found

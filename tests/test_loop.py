@@ -18,17 +18,8 @@ from tests.searches import STUDY, TRIALS, Row, attrs_of, rows_of, tiny, trials_o
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A search of TRIALS trials that nothing disturbed."""
-    made = tmp_path_factory.mktemp("whole")
-    result = launch(tiny(made))
-    assert not result.interrupted
-    return made
-
-
-@pytest.fixture(scope="module")
-def whole(folder: Path) -> list[Row]:
-    return rows_of(folder)
+def whole(undisturbed: Path) -> list[Row]:
+    return rows_of(undisturbed)
 
 
 def same_study(one: Path, other: Path) -> bool:
@@ -60,49 +51,51 @@ class TestTrials:
         assert max(generations) >= 2
 
     def test_the_front_and_the_uniform_policies_have_files_and_test_scores(
-        self, folder: Path, whole: list[Row]
+        self, undisturbed: Path, whole: list[Row]
     ) -> None:
-        result = launch(tiny(folder))  # nothing is left to do
+        result = launch(tiny(undisturbed))  # nothing is left to do
         points = [*result.front.points, *result.front.uniform]
         for point in points:
-            file = folder / "cache" / "artifacts" / f"{point.artifact}.safetensors"
+            file = undisturbed / "cache" / "artifacts" / f"{point.artifact}.safetensors"
             assert file.stat().st_size == point.bytes
             assert hashlib.sha256(file.read_bytes()).hexdigest() == point.artifact
             assert point.test_accuracy is not None
-        assert {str(point.trial) for point in points} == set(attrs_of(folder)["test"])
-        assert rows_of(folder) == whole
+        assert {str(point.trial) for point in points} == set(attrs_of(undisturbed)["test"])
+        assert rows_of(undisturbed) == whole
 
-    def test_optuna_finds_the_same_front(self, folder: Path) -> None:
-        study = optuna.load_study(study_name=STUDY, storage=url_of(folder))
-        ours = [(point.accuracy, float(point.bytes)) for point in launch(tiny(folder)).front.points]
+    def test_optuna_finds_the_same_front(self, undisturbed: Path) -> None:
+        study = optuna.load_study(study_name=STUDY, storage=url_of(undisturbed))
+        ours = [(point.accuracy, float(point.bytes)) for point in launch(tiny(undisturbed)).front.points]
         assert {tuple(trial.values) for trial in study.best_trials} == set(ours)
         assert study.metric_names == ["accuracy", "bytes"]
         assert len(study.trials) == TRIALS
 
-    def test_the_study_says_what_it_is_about(self, folder: Path) -> None:
-        attrs = attrs_of(folder)
+    def test_the_study_says_what_it_is_about(self, undisturbed: Path) -> None:
+        attrs = attrs_of(undisturbed)
         assert attrs["workload"]["entry"] == "tests.tiny:workload"
         assert attrs["config"]["budget"]["trials"] == TRIALS
         assert "storage" not in attrs["config"]
         assert attrs["float"]["accuracy"] > workloads.TOO_WRONG
         assert {"slimfront", "torch", "optuna", "ray", "numpy", "python"} == set(attrs["versions"])
-        assert attrs["smallest_bytes"] <= min(row.rungs[0]["bytes"] for row in rows_of(folder))
+        assert attrs["smallest_bytes"] <= min(row.rungs[0]["bytes"] for row in rows_of(undisturbed))
 
 
 class TestTheSameAgain:
-    def test_another_run(self, tmp_path: Path, folder: Path, whole: list[Row]) -> None:
+    def test_another_run(self, tmp_path: Path, undisturbed: Path, whole: list[Row]) -> None:
         launch(tiny(tmp_path))
         assert rows_of(tmp_path) == whole
-        assert same_study(tmp_path, folder)
+        assert same_study(tmp_path, undisturbed)
 
     @pytest.mark.parametrize("steps", [(10,), (1, 2, 3, 7, 8), (20,)])
-    def test_in_several_launches(self, tmp_path: Path, folder: Path, whole: list[Row], steps: Sequence[int]) -> None:
+    def test_in_several_launches(
+        self, tmp_path: Path, undisturbed: Path, whole: list[Row], steps: Sequence[int]
+    ) -> None:
         for trials in steps:
             assert len(launch(tiny(tmp_path, trials)).front.complete) == trials
             assert rows_of(tmp_path) == whole[:trials]
         launch(tiny(tmp_path))
         assert rows_of(tmp_path) == whole
-        assert {**attrs_of(tmp_path)["test"], **attrs_of(folder)["test"]} == attrs_of(tmp_path)["test"]
+        assert {**attrs_of(tmp_path)["test"], **attrs_of(undisturbed)["test"]} == attrs_of(tmp_path)["test"]
 
     @pytest.mark.parametrize("left", [1, 3, 4])
     def test_with_trials_that_were_asked_and_not_told(self, tmp_path: Path, whole: list[Row], left: int) -> None:
@@ -163,16 +156,16 @@ class TestTheSameAgain:
 
 
 class TestWindow:
-    def test_never_more_than_the_window_is_asked_and_not_told(self, folder: Path) -> None:
-        trials = trials_of(folder)
+    def test_never_more_than_the_window_is_asked_and_not_told(self, undisturbed: Path) -> None:
+        trials = trials_of(undisturbed)
         for trial in trials[4:]:
             before = trials[trial.number - 4]
             assert trial.datetime_start
             assert before.datetime_complete
             assert trial.datetime_start >= before.datetime_complete
 
-    def test_trials_are_told_in_their_order(self, folder: Path) -> None:
-        ended = [trial.datetime_complete for trial in trials_of(folder)]
+    def test_trials_are_told_in_their_order(self, undisturbed: Path) -> None:
+        ended = [trial.datetime_complete for trial in trials_of(undisturbed)]
         assert all(a and b and a <= b for a, b in pairwise(ended))
 
 

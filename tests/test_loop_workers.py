@@ -1,0 +1,49 @@
+"""Searches on Ray workers are the searches of one process, whoever finishes first."""
+
+from pathlib import Path
+
+import pytest
+import ray
+
+from search.loop import launch
+from spaces.errors import StudyError
+from tests.searches import attrs_of, rows_of, tiny
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(local_ray: None, tmp_path: Path, undisturbed: Path, workers: int) -> None:
+    result = launch(tiny(tmp_path, workers=workers))
+    assert rows_of(tmp_path) == rows_of(undisturbed)
+    assert attrs_of(tmp_path)["test"] == attrs_of(undisturbed)["test"]
+    for point in result.front.points:
+        path = Path("cache", "artifacts", f"{point.artifact}.safetensors")
+        assert (tmp_path / path).read_bytes() == (undisturbed / path).read_bytes()
+    assert ray.is_initialized()  # it was not started by the launch
+
+
+@pytest.mark.slow
+def test_launches_may_have_different_workers(local_ray: None, tmp_path: Path, undisturbed: Path) -> None:
+    for trials, workers in ((5, 0), (11, 2), (17, 0), (24, 3)):
+        launch(tiny(tmp_path, trials, workers=workers))
+    assert rows_of(tmp_path) == rows_of(undisturbed)
+
+
+@pytest.mark.slow
+def test_candidates_fail_on_workers_as_they_do_here(local_ray: None, tmp_path: Path) -> None:
+    for name, workers in (("here", 0), ("there", 2)):
+        (tmp_path / name).mkdir()
+        launch(tiny(tmp_path / name, 16, workload="tests.tiny:picky", workers=workers))
+    assert rows_of(tmp_path / "here") == rows_of(tmp_path / "there")
+    assert "FAIL" in {row.state for row in rows_of(tmp_path / "here")}
+
+
+@pytest.mark.slow
+def test_a_workload_that_differs_between_processes_stops_the_search(local_ray: None, tmp_path: Path) -> None:
+    file = tmp_path / "shuffled.py"
+    file.write_text(
+        "import os\nfrom tests import tiny\n"
+        "def workload():\n  made = tiny.workload()\n  made.model.head.bias.data[0] = os.getpid()\n  return made\n"
+    )
+    with pytest.raises(StudyError, match=r"a worker cannot start: .*its model are not the same in every process"):
+        launch(tiny(tmp_path, workload=f"{file}:workload", workers=1))
+    assert rows_of(tmp_path) == []

@@ -1,0 +1,240 @@
+"""Pools give the same results in this process and on Ray workers, and say what became of every task."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+
+from compress.files import artifact_path
+from objectives.score import Evaluation, Scorer, teach
+from objectives.workload import LoadedWorkload, load_workload
+from search.pool import RETRIES, LocalPool, Pool, RayPool, Result, ScoreTask, TestTask, start_ray
+from search.rungs import Keep, Promotion, Staircase
+from spaces.errors import StudyError
+from spaces.policy import Choice, Policy, Unstructured
+from tests import processes
+from tests.scoring import evaluation, policy, scorer_of
+
+NOBODY = Promotion((Staircase((0,), (9.0,)),) * 3, 0.0)  # goes on
+EVERYBODY = Promotion((Staircase(),) * 3, 0.0)
+BAD = Policy(sites=dict.fromkeys(("first", "second", "head"), Choice(prune=Unstructured(ratio=0.97))))
+TIMEOUT = 60.0
+
+
+def task(number: int, promotion: Promotion = EVERYBODY) -> ScoreTask:
+    return ScoreTask(number, policy(number), promotion, Keep(Staircase()))
+
+
+def plain(result: Result) -> Result:
+    """A result without times and places."""
+    score = result.score
+    if score is not None:
+        score = replace(score, rungs=tuple(replace(rung, seconds=0.0) for rung in score.rungs))
+    return replace(result, score=score, seconds=0.0, host="")
+
+
+def without_file(result: Result) -> Result:
+    """A result to be compared with that of another workload's name, which is written into the file."""
+    made = plain(result)
+    return replace(made, score=replace(made.score, artifact=None) if made.score else None)
+
+
+def drain(pool: Pool, count: int) -> list[Result]:
+    """The results of `count` tasks, by number."""
+    results: list[Result] = []
+    end = time.monotonic() + TIMEOUT
+    while len(results) < count and time.monotonic() < end:
+        results += pool.collect(1.0)
+    assert len(results) == count, f"{len(results)} of {count} results came in {TIMEOUT} s"
+    return sorted((plain(result) for result in results), key=lambda result: result.number)
+
+
+def prepared(entry: str, folder: Path) -> tuple[LoadedWorkload, Evaluation, Scorer]:
+    loaded, settings = load_workload(f"tests.tiny:{entry}"), evaluation(folder)
+    return loaded, settings, scorer_of(loaded, settings)
+
+
+def workers(entry: str, folder: Path, count: int) -> RayPool:
+    loaded, settings, _ = prepared(entry, folder)
+    return RayPool(loaded, loaded.entry, settings, teach(loaded, settings), count)
+
+
+@pytest.fixture(scope="module")
+def ray_pool(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RayPool, Path]]:
+    """Two workers over the workload whose metric refuses bad models."""
+    folder = tmp_path_factory.mktemp("workers")
+    pool = workers("picky", folder, 2)
+    pool.wait_until_ready()
+    yield pool, folder
+    pool.close()
+
+
+@pytest.fixture
+def local_pool(tmp_path: Path) -> tuple[LocalPool, Path]:
+    return LocalPool(prepared("picky", tmp_path)[2], tmp_path), tmp_path
+
+
+class PoolContract:
+    """What every pool must keep; the fixture gives one over the workload `picky`, and its cache."""
+
+    @pytest.fixture
+    def pool(self) -> tuple[Pool, Path]:
+        raise NotImplementedError
+
+    def test_it_gives_the_scores_that_a_scorer_gives(self, pool: tuple[Pool, Path], tmp_path: Path) -> None:
+        _, _, scorer = prepared("picky", tmp_path / "own")
+        tasks = [task(number) for number in range(8)]
+        for one in tasks:
+            pool[0].submit(one)
+        results = drain(pool[0], 8)
+        assert [result.number for result in results] == list(range(8))
+        for one, result in zip(tasks, results, strict=True):
+            if result.score is None:
+                assert result.error is not None
+                assert "ArithmeticError: only" in result.error
+                continue
+            expected = scorer.score(one.policy, one.promotion, one.keep)
+            assert result == plain(Result(one.number, score=expected))
+            assert result.score.artifact is not None
+            assert artifact_path(pool[1], result.score.artifact).stat().st_size == result.score.bytes
+        assert sum(result.score is not None for result in results) >= 3
+
+    def test_promotions_travel_with_the_task(self, pool: tuple[Pool, Path]) -> None:
+        pool[0].submit(task(2, NOBODY))
+        pool[0].submit(task(2, EVERYBODY))
+        found = sorted(result.score.rung for result in drain(pool[0], 2) if result.score)
+        assert found == [0, 2]
+
+    def test_a_candidate_that_fails_is_a_result(self, pool: tuple[Pool, Path]) -> None:
+        pool[0].submit(ScoreTask(7, BAD, EVERYBODY, Keep(Staircase())))
+        (result,) = drain(pool[0], 1)
+        assert (result.number, result.score) == (7, None)
+        assert result.error is not None
+        assert result.error.startswith("the metric failed on the validation split: ArithmeticError: only 0.")
+
+    def test_a_kept_file_is_scored_on_the_test_split(self, pool: tuple[Pool, Path], tmp_path: Path) -> None:
+        _, _, scorer = prepared("picky", tmp_path)
+        pool[0].submit(task(2))
+        (scored,) = drain(pool[0], 1)
+        assert scored.score
+        assert scored.score.artifact
+        pool[0].submit(TestTask(2, scored.score.artifact))
+        pool[0].submit(TestTask(3, "0" * 64))
+        tested, missing = drain(pool[0], 2)
+        expected = scorer.score_file(artifact_path(pool[1], scored.score.artifact))[1].value
+        assert tested == Result(2, test_accuracy=expected)
+        assert missing.error is not None
+        assert "no such file" in missing.error
+
+    def test_results_say_how_long_they_took_and_where(self, pool: tuple[Pool, Path]) -> None:
+        pool[0].submit(task(2))
+        (result,) = pool[0].collect(TIMEOUT)
+        assert 0 < result.seconds < 30
+        assert result.host == os.uname().nodename
+
+    def test_what_was_not_begun_can_be_withdrawn(self, pool: tuple[Pool, Path]) -> None:
+        for number in range(12):
+            pool[0].submit(task(number, NOBODY))
+        left = pool[0].withdraw()
+        assert 0 <= left <= 4  # two workers with two each
+        assert len(drain(pool[0], left)) == left
+        assert pool[0].collect(0.01) == []
+
+    def test_an_empty_pool_gives_nothing_at_once(self, pool: tuple[Pool, Path]) -> None:
+        assert pool[0].collect(TIMEOUT) == []
+
+
+class TestLocalPool(PoolContract):
+    @pytest.fixture
+    def pool(self, local_pool: tuple[LocalPool, Path]) -> tuple[Pool, Path]:
+        return local_pool
+
+    def test_what_can_be_tried_again_is_tried_three_times(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("no folder")
+        pool = LocalPool(prepared("workload", tmp_path / "file")[2], tmp_path / "file")
+        pool.submit(task(1))
+        (result,) = drain(pool, 1)
+        assert result.error is not None
+        assert result.error.startswith(f"failed {RETRIES + 1} times: the cache folder")
+
+
+class TestRayPool(PoolContract):
+    @pytest.fixture
+    def pool(self, ray_pool: tuple[RayPool, Path]) -> tuple[Pool, Path]:
+        return ray_pool
+
+    def test_a_ray_with_too_few_cpus_is_refused(self, local_ray: None, tmp_path: Path) -> None:
+        with pytest.raises(StudyError, match="this process's Ray has 6 CPUs, too few for 7 workers: take fewer"):
+            workers("workload", tmp_path, 7)
+        assert ray.is_initialized()
+        assert start_ray(2) is False
+
+    @pytest.mark.slow
+    def test_what_can_be_tried_again_is_tried_three_times(self, local_ray: None, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("no folder")
+        pool = workers("workload", tmp_path / "file", 1)
+        try:
+            pool.submit(task(1))
+            (result,) = drain(pool, 1)
+        finally:
+            pool.close()
+        assert result.error is not None
+        assert result.error.startswith(f"failed {RETRIES + 1} times, the last time: the cache folder")
+
+    @pytest.mark.slow
+    def test_a_policy_that_kills_its_workers_fails_alone(self, local_ray: None, tmp_path: Path) -> None:
+        pool = workers("deadly", tmp_path, 1)
+        try:
+            pool.submit(ScoreTask(0, BAD, NOBODY, Keep(Staircase())))
+            for number in (2, 4):
+                pool.submit(task(number, NOBODY))
+            results = drain(pool, 3)
+        finally:
+            pool.close()
+        assert results[0].error is not None
+        assert results[0].error.startswith(f"failed {RETRIES + 1} times, the last time: its worker was lost")
+        scorer = prepared("workload", tmp_path / "own")[2]
+        expected = [scorer.score(policy(number), NOBODY, Keep(Staircase())) for number in (2, 4)]
+        assert [without_file(result) for result in results[1:]] == [
+            without_file(Result(number, score=score)) for number, score in zip((2, 4), expected, strict=True)
+        ]
+
+    @pytest.mark.slow
+    def test_a_workload_that_differs_between_processes_is_refused(self, local_ray: None, tmp_path: Path) -> None:
+        file = tmp_path / "shuffled.py"
+        file.write_text(
+            "import os\nfrom tests import tiny\n"
+            "def workload():\n  made = tiny.workload()\n  made.train[0][0, 0] = os.getpid()\n  return made\n"
+        )
+        loaded, settings = load_workload(f"{file}:workload"), evaluation(tmp_path)
+        pool = RayPool(loaded, f"{file}:workload", settings, teach(loaded, settings), 1)
+        try:
+            with pytest.raises(
+                StudyError, match=r"a worker cannot start: .*its data are not the same in every process"
+            ):
+                pool.wait_until_ready()
+        finally:
+            pool.close()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_its_tasks_are_done(local_ray: None, tmp_path: Path) -> None:
+    pool = workers("slow", tmp_path, 2)
+    scorer = prepared("workload", tmp_path / "own")[2]
+    try:
+        pool.wait_until_ready()
+        for number in range(8):
+            pool.submit(task(number))
+        os.kill(processes.below(os.getpid(), "ray::_Worker")[0], signal.SIGKILL)
+        results = drain(pool, 8)
+    finally:
+        pool.close()
+    expected = [scorer.score(policy(number), EVERYBODY, Keep(Staircase())) for number in range(8)]
+    assert [without_file(result) for result in results] == [
+        without_file(Result(number, score=score)) for number, score in enumerate(expected)
+    ]

@@ -1,0 +1,221 @@
+"""A search as an Optuna study: axes as distributions, and trials that are asked, told, repeated and found again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from objectives.score import RungScore, Score
+from search.storage import Storage, open_storage
+from search.study import DIRECTIONS, Proposal, Trials, distribution, distributions, open_study
+from spaces.errors import StudyError
+from spaces.policy import Policy
+from spaces.space import Axis, Grid, Options, Range, SiteSpace, Space
+
+MAXIMIZE, MINIMIZE = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
+SPACE = Space(
+    (
+        SiteSpace("even", ("uniform",), (0.0, 0.16, 0.32, 0.48), (2, 3, 4)),
+        SiteSpace("uneven", ("uniform", "float16", "float32"), (0.0, 0.5, 0.9), (2, 4, 8)),
+        SiteSpace("fixed", ("float32",), (0.0,), ()),
+    ),
+    temperature=(1.0, 8.0),
+    alpha=(0.5, 1.0),
+)
+
+
+@pytest.mark.parametrize(
+    ("axis", "expected"),
+    [
+        (Grid("a", (2, 3, 4, 5)), IntDistribution(2, 5)),
+        (Grid("a", (2, 4, 6, 8)), IntDistribution(2, 8, step=2)),
+        (Grid("a", (2, 4, 8)), CategoricalDistribution((2, 4, 8))),
+        (Grid("a", (3, 8)), IntDistribution(3, 8, step=5)),
+        (Grid("a", (0.0, 0.16, 0.32, 0.48)), FloatDistribution(0.0, 0.48, step=0.16)),
+        (Grid("a", (0.1, 0.2, 0.3)), FloatDistribution(0.1, 0.3, step=0.1)),
+        (Grid("a", (0.0, 0.5, 0.9)), CategoricalDistribution((0.0, 0.5, 0.9))),
+        (Range("a", 1.0, 8.0, log=True), FloatDistribution(1.0, 8.0, log=True)),
+        (Range("a", 0.5, 1.0), FloatDistribution(0.5, 1.0)),
+        (Options("a", ("uniform", "float16")), CategoricalDistribution(("uniform", "float16"))),
+    ],
+)
+def test_an_axis_is_the_plainest_distribution_that_holds_it(axis: Axis, expected: BaseDistribution) -> None:
+    assert distribution(axis) == expected
+
+
+def test_whatever_a_sampler_draws_is_a_policy() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    kinds = distributions(SPACE)
+    assert list(kinds) == [axis.name for axis in SPACE.axes()]
+    seen = set()
+    for _ in range(300):
+        params = study.ask(kinds).params
+        policy = SPACE.policy(params)
+        assert SPACE.params(policy).keys() == params.keys()
+        assert SPACE.policy(SPACE.params(policy)) == policy
+        seen |= {(name, choice) for name, choice in policy.sites.items()}
+    assert len(seen) == sum(len(site.choices()) for site in SPACE.sites)  # every choice can be drawn
+
+
+def test_whatever_a_policy_has_chosen_survives_the_store() -> None:
+    kinds = distributions(SPACE)
+    for site in SPACE.sites:
+        for choice in site.choices():
+            sites = {other.name: other.choices()[0] for other in SPACE.sites} | {site.name: choice}
+            policy = SPACE.with_distillation(sites, 2.5, 0.75)
+            stored = {name: kinds[name].to_internal_repr(value) for name, value in SPACE.params(policy).items()}
+            assert all(kinds[name]._contains(value) for name, value in stored.items())
+            found = {name: kinds[name].to_external_repr(value) for name, value in stored.items()}
+            assert SPACE.policy(found) == policy
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[Storage]:
+    opened = open_storage(f"sqlite:///{tmp_path}/study.db", create=True)
+    yield opened
+    opened.close()
+
+
+class TestOpening:
+    def test_a_study_is_made_once(self, storage: Storage) -> None:
+        study_id, made = open_study(storage, "mine")
+        assert (made, open_study(storage, "mine")) == (True, (study_id, False))
+        study = optuna.load_study(study_name="mine", storage=storage)
+        assert study.metric_names == ["accuracy", "bytes"]
+        assert study.directions == [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
+
+    def test_a_study_that_was_only_just_made_gets_its_metric_names(self, storage: Storage) -> None:
+        study_id = storage.create_new_study(DIRECTIONS, "killed")
+        assert open_study(storage, "killed") == (study_id, False)
+        assert optuna.load_study(study_name="killed", storage=storage).metric_names == ["accuracy", "bytes"]
+
+    @pytest.mark.parametrize("directions", [[MAXIMIZE], [MINIMIZE, MAXIMIZE], [MAXIMIZE] * 3])
+    def test_a_study_of_other_objectives_is_refused(self, storage: Storage, directions: list[StudyDirection]) -> None:
+        optuna.create_study(study_name="theirs", storage=storage, directions=directions)
+        with pytest.raises(StudyError, match=r"study 'theirs' exists .* give yours another name \(key study\)"):
+            open_study(storage, "theirs")
+
+    def test_a_study_with_trials_of_another_program_is_refused_and_left_alone(self, storage: Storage) -> None:
+        theirs = optuna.create_study(study_name="theirs", storage=storage, directions=["maximize", "minimize"])
+        theirs.tell(theirs.ask({"x": FloatDistribution(0, 1)}), [0.5, 10.0])
+        with pytest.raises(StudyError, match="is not a Slimfront search"):
+            open_study(storage, "theirs")
+        again = optuna.load_study(study_name="theirs", storage=storage)
+        assert (again.user_attrs, again.metric_names, len(again.trials)) == ({}, None, 1)
+
+
+def policy(bits: int) -> Policy:
+    sites = {site.name: site.nearest("uniform", 0.0, bits) for site in SPACE.sites}
+    return SPACE.with_distillation(sites, 2.0, 0.75)
+
+
+def proposal(bits: int, **more: Any) -> Proposal:
+    made = policy(bits)
+    return Proposal(
+        made, SPACE.params(made), more.pop("origin", "sampler"), {"generation": bits}, {f"parents {bits}": [1, bits]}
+    )
+
+
+def score(accuracy: float, size: int) -> Score:
+    rungs = tuple(RungScore(rung, accuracy - 0.1 + rung / 10, size + 1 - rung, 5.0, 0.25, 0.5) for rung in range(2))
+    return Score(accuracy, (accuracy - 0.1, accuracy + 0.1), size, 5.0, rungs, "ab" * 32)
+
+
+class TestTrials:
+    @pytest.fixture
+    def study_id(self, storage: Storage) -> int:
+        return open_study(storage, "mine")[0]
+
+    def start(self, trials: Trials, bits: int) -> None:
+        trials.start(proposal(bits), distributions(SPACE), "sampler:")
+
+    def test_what_was_asked_and_told_is_found_again(self, storage: Storage, study_id: int) -> None:
+        trials = Trials(storage, study_id)
+        for bits in (2, 4, 3, 2):
+            self.start(trials, bits)
+        for number in range(4):
+            trials.first_with(number)
+        trials.complete(score(0.9, 700), {"host": "here"})
+        trials.fail("the metric is nan", {"host": "there"})
+        again = Trials(storage, study_id)
+
+        assert (again.count, again.told, len(list(again.finished()))) == (4, 2, 2)
+        assert [again[i].params for i in range(4)] == [SPACE.params(policy(bits)) for bits in (2, 4, 3, 2)]
+        assert [again[i].told for i in range(4)] == [True, True, False, False]
+        assert (again[0].values, again[0].rungs) == ((0.9, 700.0), score(0.9, 700).rungs)
+        assert (again[1].values, again[1].rungs, again[1].attrs["error"]) == (None, (), "the metric is nan")
+        assert [again[i].origin for i in range(4)] == ["sampler"] * 4
+        assert again[2].system_attrs == {"generation": 3}
+        assert again[0].attrs["host"] == "here"
+        assert [again.first_with(i) for i in range(4)] == [0, 1, 2, 0]
+        attrs = storage.get_study_user_attrs(study_id)
+        assert attrs == {"sampler:parents 2": [1, 2], "sampler:parents 3": [1, 3], "sampler:parents 4": [1, 4]}
+
+    def test_what_is_in_memory_is_what_is_stored(self, storage: Storage, study_id: int) -> None:
+        trials = Trials(storage, study_id)
+        for bits in (2, 4, 2, 3):
+            self.start(trials, bits)
+        trials.complete(score(0.9, 700), {})
+        trials.fail("no", {})
+        trials.repeat(0)
+        again = Trials(storage, study_id)
+        for number in range(4):
+            ours, stored = trials[number], again[number]
+            for field in ("number", "trial_id", "params", "system_attrs", "told", "values", "rungs"):
+                assert getattr(ours, field) == getattr(stored, field)
+            assert ours.attrs.keys() == stored.attrs.keys()
+
+    def test_a_repeat_has_the_score_of_the_first(self, storage: Storage, study_id: int) -> None:
+        trials = Trials(storage, study_id)
+        for bits in (2, 4, 2, 4):
+            self.start(trials, bits)
+        trials.complete(score(0.9, 700), {"host": "here"})
+        trials.fail("no luck", {})
+        trials.repeat(0)
+        trials.repeat(1)
+        found = storage.load_trials(study_id)
+        assert [trial.state.name for trial in found] == ["COMPLETE", "FAIL", "COMPLETE", "FAIL"]
+        assert found[2].values == found[0].values == [0.9, 700.0]
+        assert found[2].user_attrs == {**found[0].user_attrs, "repeat_of": 0}
+        assert found[3].user_attrs == {**found[1].user_attrs, "repeat_of": 1}
+
+    def test_optuna_sees_a_plain_study(self, storage: Storage, study_id: int) -> None:
+        trials = Trials(storage, study_id)
+        for bits in (2, 4, 3):
+            self.start(trials, bits)
+        trials.complete(score(0.9, 700), {})
+        trials.complete(score(0.8, 800), {})
+        study = optuna.load_study(study_name="mine", storage=storage)
+        assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2 + [TrialState.RUNNING]
+        assert [trial.number for trial in study.best_trials] == [0]
+        assert study.trials[0].distributions == distributions(SPACE)
+        assert study.trials[0].params == SPACE.params(policy(2))
+        assert study.trials[0].user_attrs["ci95"] == [0.8, 1.0]
+
+    def test_trials_that_were_told_out_of_order_are_refused(self, storage: Storage, study_id: int) -> None:
+        trials = Trials(storage, study_id)
+        for bits in (2, 4, 3):
+            self.start(trials, bits)
+        storage.finish_trial(trials[1].trial_id, TrialState.COMPLETE, [0.5, 10.0], {})
+        with pytest.raises(StudyError, match=r"trials \[1\] were told before trial 0"):
+            Trials(storage, study_id)
+
+    def test_a_trial_that_we_did_not_ask_is_refused(self, storage: Storage, study_id: int) -> None:
+        self.start(Trials(storage, study_id), 2)
+        optuna.load_study(study_name="mine", storage=storage).enqueue_trial({"x": 1})
+        with pytest.raises(StudyError, match=r"trial 1 \(WAITING\) was not asked by a Slimfront search"):
+            Trials(storage, study_id)
+
+    def test_a_trial_is_told_only_once(self, storage: Storage, study_id: int) -> None:
+        trials = Trials(storage, study_id)
+        self.start(trials, 2)
+        other = Trials(storage, study_id)
+        trials.complete(score(0.9, 700), {})
+        with pytest.raises(StudyError):
+            other.complete(score(0.8, 700), {})
+        assert storage.load_trials(study_id)[0].values == [0.9, 700.0]
