@@ -147,9 +147,9 @@ class _Worker:
         torch.set_num_threads(evaluation.threads)
         loaded = load_workload(entry, name)
         if (loaded.model_sha256, loaded.data_sha256) != hashes:
-            what = "model" if loaded.model_sha256 != hashes[0] else "data"
+            what = "model is" if loaded.model_sha256 != hashes[0] else "data are"
             raise StudyError(
-                f"workload {name}: its {what} are not the same in every process: seed or save what shuffles or trains "
+                f"workload {name}: its {what} not the same in every process: seed or save what shuffles or trains "
                 "anew at each load"
             )
         # arrays in the object store are shared by all workers and writable through torch: copied, and aligned

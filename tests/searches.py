@@ -1,5 +1,6 @@
 """Searches of the tiny workload, and what two runs of one search must have in common."""
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,23 +64,17 @@ def row(trial: FrozenTrial) -> Row:
     )
 
 
-def trials_of(folder: Path, study: str = STUDY) -> list[FrozenTrial]:
-    """The trials that are in the store."""
-    storage = open_storage(url_of(folder), create=False)
-    try:
-        return storage.load_trials(storage.get_study_id_from_name(study))
-    finally:
-        storage.close()
+def trials_of(store: Path | str) -> list[FrozenTrial]:
+    """The trials that are in the store: that of a folder, or one with this URL."""
+    with closing(open_storage(store if isinstance(store, str) else url_of(store), create=False)) as storage:
+        return storage.load_trials(storage.get_study_id_from_name(STUDY))
 
 
-def rows_of(folder: Path, study: str = STUDY) -> list[Row]:
-    return [row(trial) for trial in trials_of(folder, study)]
+def rows_of(store: Path | str) -> list[Row]:
+    return [row(trial) for trial in trials_of(store)]
 
 
-def attrs_of(folder: Path, study: str = STUDY) -> dict[str, Any]:
+def attrs_of(store: Path | str) -> dict[str, Any]:
     """The study's own attributes."""
-    storage = open_storage(url_of(folder), create=False)
-    try:
-        return dict(storage.get_study_user_attrs(storage.get_study_id_from_name(study)))
-    finally:
-        storage.close()
+    with closing(open_storage(store if isinstance(store, str) else url_of(store), create=False)) as storage:
+        return dict(storage.get_study_user_attrs(storage.get_study_id_from_name(STUDY)))

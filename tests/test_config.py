@@ -38,8 +38,8 @@ def test_only_study_and_workload_are_needed_and_the_rest_has_defaults(tmp_path: 
         "workload": "package.module:function",
         "target": "storage",
         "space": {
-            "bits": [2, 3, 4, 5, 6, 8],
-            "ratios": [0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9],
+            "bits": [2, 3, 4, 5, 6, 7, 8],
+            "ratios": [0.0, 0.16, 0.32, 0.48, 0.64, 0.8, 0.96],
             "prune": ["unstructured"],
             "weights": ["uniform"],
             "exclude": [],

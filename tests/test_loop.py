@@ -14,6 +14,7 @@ from search.loop import launch
 from search.pareto import pareto
 from search.storage import open_storage
 from tests import tiny as workloads
+from tests.postgres import fresh_database
 from tests.searches import STUDY, TRIALS, Row, attrs_of, rows_of, tiny, trials_of, url_of
 
 
@@ -144,6 +145,13 @@ class TestTheSameAgain:
             for trials in budgets:
                 launch(tiny(folder, trials, sampler=settings))
         assert rows_of(tmp_path / "a") == rows_of(tmp_path / "b")
+
+    def test_in_postgresql(self, tmp_path: Path, whole: list[Row]) -> None:
+        url = fresh_database()
+        for trials in (9, TRIALS):
+            launch(tiny(tmp_path, trials, storage=url))
+        assert rows_of(url) == whole
+        assert "postgres" not in str(attrs_of(url))  # where the store is, and its password, are nobody's business
 
     def test_another_seed_or_window_is_another_search(self, tmp_path: Path, whole: list[Row]) -> None:
         changes: list[dict[str, Any]] = [{"seed": 1}, {"window": 1}]

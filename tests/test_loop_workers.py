@@ -44,6 +44,6 @@ def test_a_workload_that_differs_between_processes_stops_the_search(local_ray: N
         "import os\nfrom tests import tiny\n"
         "def workload():\n  made = tiny.workload()\n  made.model.head.bias.data[0] = os.getpid()\n  return made\n"
     )
-    with pytest.raises(StudyError, match=r"a worker cannot start: .*its model are not the same in every process"):
+    with pytest.raises(StudyError, match=r"a worker cannot start: .*its model is not the same in every process"):
         launch(tiny(tmp_path, workload=f"{file}:workload", workers=1))
     assert rows_of(tmp_path) == []

@@ -5,6 +5,7 @@ from typing import Final
 
 import optuna
 from optuna.exceptions import StorageInternalError
+from optuna.storages._rdb.models import BaseModel
 from sqlalchemy import URL, create_engine, inspect
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -40,8 +41,8 @@ def open_storage(url: str, *, create: bool) -> Storage:
     if file is not None and not file.exists() and not create:
         raise StudyError(missing)
     try:
-        tables = _tables(address)
-        if "version_info" not in tables and (theirs := sorted(tables & _NAMES)):
+        tables, theirs = _tables(address)
+        if theirs:
             raise StudyError(f"{shown} is another program's, it has its own tables {theirs}: name another database")
         if "version_info" not in tables and not create:
             raise StudyError(missing)
@@ -59,18 +60,25 @@ def open_storage(url: str, *, create: bool) -> Storage:
 
 
 # Several processes may make the tables at once, and Optuna takes no lock for it: whoever meets another's half-made
-# tables looks again.
+# tables looks again. Where the other one was killed meanwhile, what is missing is made.
 
 
-def _tables(address: URL) -> set[str]:
+def _tables(address: URL) -> tuple[set[str], list[str]]:
+    """The names of all tables, and of those that are called like Optuna's and are not."""
     engine = create_engine(address, poolclass=NullPool)  # not a storage's: looking must not change the file
+    optunas = BaseModel.metadata.tables
     for _ in range(_TRIES):
         with engine.connect() as connection:
-            tables = set(inspect(connection).get_table_names())
-        if "version_info" in tables or not tables & _NAMES:
+            look = inspect(connection)
+            tables = set(look.get_table_names())
+            if "version_info" in tables:
+                return tables, []
+            columns = {name: {one["name"] for one in look.get_columns(name)} for name in sorted(tables & _NAMES)}
+        theirs = [name for name, own in columns.items() if own != set(optunas[name].columns.keys())]
+        if theirs or not columns:
             break
         time.sleep(_PAUSE_S)
-    return tables
+    return tables, theirs
 
 
 def _opened(url: str) -> Storage:

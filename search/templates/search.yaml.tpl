@@ -6,16 +6,16 @@ workload: $name.py:workload # the file beside this one, and the function in it
 
 space:
   # 8 bits are nearly free; at 2 to 4 it matters which layer gets them.
-  bits: [2, 3, 4, 5, 6, 8]
-  # 0.0 leaves a layer whole; from 0.5 on layers differ in what they bear.
-  ratios: [0.0, 0.3, 0.5, 0.7, 0.8, 0.9]
+  bits: [2, 3, 4, 5, 6, 7, 8]
+  # 0.0 leaves a layer whole; even steps give the sampler and the dashboard a plain axis.
+  ratios: [0.0, 0.16, 0.32, 0.48, 0.64, 0.8, 0.96]
   exclude: [] # layers to leave as they are, as globs: ["0", "head.*"]
 
 distillation:
   steps: [40] # promising candidates are trained for 40 batches of 64: about 3 passes over the 797 images
 
 sampler:
-  uniform: 6 # the policies to beat: every layer alike, at each of the 6 bit widths
+  uniform: 7 # the policies to beat: every layer alike, at each of the 7 bit widths
   predicted: 8 # a third of the trials goes to what the layers' rounding errors predict, the rest to the sampler
 
 budget:
