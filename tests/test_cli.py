@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shlex
 import signal
@@ -133,7 +134,7 @@ class TestFromNewToVerify:
         assert [site["shape"] for site in seen["sites"]] == [[16, 1, 3, 3], [32, 16, 3, 3], [64, 512], [10, 64]]
         assert [site["weights"] for site in seen["sites"]] == [144, 4608, 32768, 640]
         assert seen["float_bytes"] == front("demo", demo.storage).float.bytes
-        assert seen["log10_policies"] == pytest.approx(4 * 1.5563, abs=1e-3)  # 6 widths x 6 ratios at 4 sites
+        assert seen["log10_policies"] == pytest.approx(4 * math.log10(49))  # 7 widths x 7 ratios at 4 sites
         assert sorted(demo.folder.rglob("*")) == before
 
     def test_launching_again_changes_nothing(self, demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
