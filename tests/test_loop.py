@@ -126,7 +126,7 @@ class TestTheSameAgain:
         assert rows_of(tmp_path) == whole[:6]
 
     def test_time_that_is_up_leaves_a_beginning(self, tmp_path: Path, whole: list[Row]) -> None:
-        budget = BudgetConfig(trials=TRIALS, timeout=0.15)
+        budget = BudgetConfig(trials=TRIALS, timeout=0.05)
         result = launch(tiny(tmp_path, budget=budget))
         rows = rows_of(tmp_path)
         told = [row for row in rows if row.state != "RUNNING"]
@@ -151,7 +151,7 @@ class TestTheSameAgain:
         for trials in (9, TRIALS):
             launch(tiny(tmp_path, trials, storage=url))
         assert rows_of(url) == whole
-        assert "postgres" not in str(attrs_of(url))  # where the store is, and its password, are nobody's business
+        assert "://" not in str(attrs_of(url))  # where the store is, and its password, are nobody's business
 
     def test_another_seed_or_window_is_another_search(self, tmp_path: Path, whole: list[Row]) -> None:
         changes: list[dict[str, Any]] = [{"seed": 1}, {"window": 1}]
