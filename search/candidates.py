@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from compress.artifact import Layout
 from compress.database import Cost, LayerDatabase
 from objectives.score import Evaluation, FloatScore, Scorer, Teacher, resolve_device, seed_of, teach
 from objectives.workload import LoadedWorkload, load_workload
@@ -103,7 +104,7 @@ def prepare(config: Config, checked: Checked | None = None) -> Prepared:
     smallest = scorer.layout.file_bytes(sum(min(cost.bytes for cost in own) for own in costs))
     first = [
         *_uniform(config, space, scorer.database),
-        *_predicted(config, space, choices, costs, checked.float_score.bytes),
+        *_predicted(config, space, choices, costs, scorer.layout, checked.float_score.bytes),
     ]
     return Prepared(
         **{field.name: getattr(checked, field.name) for field in fields(Checked)},
@@ -148,22 +149,25 @@ def _predicted(
     space: Space,
     choices: Sequence[Sequence[Choice]],
     costs: Sequence[Sequence[Cost]],
+    layout: Layout,
     float_bytes: int,
 ) -> list[tuple[Origin, Policy]]:
-    """Policies of the predicted front, from the smallest to a quarter of the float model, at random temperatures."""
+    """Policies of the predicted front at random temperatures, spread over log bytes of their files.
+
+    They go from the smallest to a quarter of the float model; to the largest where no file is that small.
+    """
     total, _, chosen = predicted_front(
         [[cost.bytes for cost in own] for own in costs], [[cost.error for cost in own] for own in costs]
     )
+    files = np.array([layout.file_bytes(int(one)) for one in total])
+    quarter = float_bytes / 4
+    largest = min(float(files[-1]), quarter) if quarter > files[0] else float(files[-1])
     found: list[tuple[Origin, Policy]] = []
-    for state in spread(total, config.sampler.predicted, float(total[0]), min(float(total[-1]), float_bytes / 4)):
+    for state in spread(files, config.sampler.predicted, float(files[0]), largest):
         sites = {site.name: own[i] for site, own, i in zip(space.sites, choices, chosen[state], strict=True)}
         draw = random.Random(seed_of(config.seed, f"predicted {len(found)}"))  # noqa: S311 - not for secrets
         low, high = config.distillation.temperature
         temperature = float(min(high, max(low, low * (high / low) ** draw.random())))
-        found.append(
-            (
-                "predicted",
-                space.with_distillation(sites, temperature, draw.uniform(*config.distillation.alpha)),
-            )
-        )
+        alpha = draw.uniform(*config.distillation.alpha)
+        found.append(("predicted", space.with_distillation(sites, temperature, alpha)))
     return found

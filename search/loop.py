@@ -1,28 +1,27 @@
 """The driver: asks for candidates, has them scored, and tells the results in the order in which they were asked."""
 
 import contextlib
-import platform
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import metadata
 from types import FrameType
 from typing import Any
 
 from search.candidates import Checked, Prepared, check, prepare
-from search.config import Config, difference
+from search.config import Config
+from search.describe import describe
 from search.front import Front, front
 from search.lease import Lease
-from search.pool import LocalPool, Pool, RayPool, Result, ScoreTask, TestTask, start_ray, stop_ray
+from search.pool import RayPool, start_ray, stop_ray
 from search.progress import SearchProgress, say
 from search.rungs import History
 from search.samplers.proposer import Proposer
 from search.storage import Storage, check_storage_url, open_storage
 from search.study import Asked, Trials, open_study
-from spaces.errors import ConfigError
+from search.tasks import LocalPool, Pool, Result, ScoreTask, TestTask
 
 SAMPLER_PREFIX = "sampler:"
 TICK_SECONDS = 0.5
@@ -60,7 +59,7 @@ def launch(config: Config, *, takeover: bool = False) -> LaunchResult:
         with contextlib.closing(open_storage(url, create=True)) as storage:
             study_id, _ = open_study(storage, config.study)
             with Lease(storage, study_id, takeover=takeover) as lease:
-                _describe(storage, study_id, config, prepared)
+                describe(storage, study_id, config, prepared)
                 interrupted = _Search(config, prepared, proposer, storage, study_id, lease).run()
     return LaunchResult(config.study, front(config.study, url), interrupted)
 
@@ -82,59 +81,6 @@ def _ray_beside(config: Config, checked: Checked) -> Iterator[Prepared]:
             with contextlib.suppress(Exception):
                 if starting.result():
                     stop_ray()
-
-
-def _describe(storage: Storage, study_id: int, config: Config, prepared: Prepared) -> None:
-    """Write what the study is about, or check that it is still about the same.
-
-    Raises:
-        ConfigError: the config, the model or the data have changed since the study was started.
-    """
-    loaded, score, evaluation = prepared.loaded, prepared.float_score, prepared.evaluation
-    workload = {
-        "entry": loaded.entry,
-        "model_sha256": loaded.model_sha256,
-        "data_sha256": loaded.data_sha256,
-        "chance": loaded.workload.chance,
-        "licence": loaded.workload.licence,
-    }
-    stored = storage.get_study_user_attrs(study_id)
-    if "fingerprint" in stored:
-        changed = difference(stored["fingerprint"], config.fingerprint())
-        changed += difference({"workload": stored["workload"]}, {"workload": workload})
-        if changed:
-            raise ConfigError(
-                f"study {config.study!r} was started with other settings:\n  "
-                + "\n  ".join(changed)
-                + "\nonly trials, timeout, workers and cache may change; give a changed search another name (key study)"
-            )
-        storage.set_study_attrs(study_id, {"config": config.document(), "cache": str(evaluation.cache)})
-        return
-    described = {
-        "versions": versions(),
-        "config": config.document(),
-        "fingerprint": config.fingerprint(),
-        "workload": workload,
-        "float": {
-            "bytes": score.bytes,
-            "accuracy": score.validation.value,
-            "accuracy_ci95": score.validation.ci95,
-            "test_accuracy": score.test.value,
-            "macs": score.macs,
-        },
-        "space": prepared.space.document(),
-        "smallest_bytes": prepared.smallest_bytes,
-        "cache": str(evaluation.cache),
-        "device": evaluation.device,
-        "test": {},
-    }
-    storage.set_study_attrs(study_id, described)
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result may depend on."""
-    found = {name: metadata.version(name) for name in ("slimfront", "torch", "optuna", "ray", "numpy")}
-    return {**found, "python": platform.python_version()}
 
 
 class _Search:

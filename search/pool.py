@@ -1,134 +1,24 @@
-"""Where candidates are scored: in the driver itself, or by Ray workers that each load the workload once."""
+"""Scoring on Ray: workers that each load the workload once; the only place that imports ray."""
 
 import logging
 import os
-import socket
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 import torch
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from compress.files import artifact_path
-from objectives.score import Evaluation, Score, Scorer, Teacher
+from objectives.score import Evaluation, Scorer, Teacher
 from objectives.workload import LoadedWorkload, load_workload
-from search.rungs import Keep, Promotion
-from spaces.errors import RetryableError, SlimfrontError, StudyError
-from spaces.policy import Policy
+from search.tasks import RETRIES, Result, Task, run
+from spaces.errors import RetryableError, StudyError
 
 IN_FLIGHT = 2  # calls waiting at a worker: it starts on the second while the driver handles the first
-RETRIES = 2
 OBJECT_STORE_BYTES = 512 * 2**20
-
-
-@dataclass(frozen=True)
-class ScoreTask:
-    """Score a policy; `number` is its trial."""
-
-    number: int
-    policy: Policy
-    promotion: Promotion
-    keep: Keep
-
-
-@dataclass(frozen=True)
-class TestTask:
-    """Score a kept packed file on the test split; `number` is its trial."""
-
-    __test__ = False
-    number: int
-    artifact: str
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came back: a score, a test accuracy, or the reason why there is none; and where it was made."""
-
-    number: int
-    score: Score | None = None
-    test_accuracy: float | None = None
-    error: str | None = None
-    seconds: float = 0.0
-    host: str = ""
-
-
-Task = ScoreTask | TestTask
-
-
-def run(scorer: Scorer, cache: Path, task: Task) -> Result:
-    """Carry a task out; a candidate's own failure is a result, too.
-
-    Raises:
-        RetryableError: out of memory, or the cache folder cannot be written.
-    """
-    clock = time.perf_counter()
-    host = socket.gethostname()
-    try:
-        match task:
-            case ScoreTask(number, policy, promotion, keep):
-                score = scorer.score(policy, promotion, keep)
-                return Result(number, score=score, seconds=time.perf_counter() - clock, host=host)
-            case TestTask(number, artifact):
-                _, test = scorer.score_file(artifact_path(cache, artifact))
-                return Result(number, test_accuracy=test.value, seconds=time.perf_counter() - clock, host=host)
-    except RetryableError:
-        raise
-    except SlimfrontError as error:
-        return Result(task.number, error=str(error), seconds=time.perf_counter() - clock, host=host)
-
-
-class Pool(Protocol):
-    """Takes tasks and gives results, in any order."""
-
-    def submit(self, task: Task) -> None:
-        """Queue a task."""
-
-    def collect(self, timeout: float) -> list[Result]:
-        """Results that are ready; waits up to `timeout` seconds for the first one."""
-
-    def withdraw(self) -> int:
-        """Take back what no worker has begun; how many results are still to come."""
-
-    def close(self) -> None:
-        """End the workers."""
-
-
-class LocalPool:
-    """Scores in the driver's own process, one task a `collect`."""
-
-    def __init__(self, scorer: Scorer, cache: Path) -> None:
-        self._scorer, self._cache = scorer, cache
-        self._queue: deque[Task] = deque()
-
-    def submit(self, task: Task) -> None:
-        """Queue a task."""
-        self._queue.append(task)
-
-    def collect(self, timeout: float) -> list[Result]:
-        """The result of the oldest task, with up to RETRIES further tries."""
-        if not self._queue:
-            return []
-        task = self._queue.popleft()
-        for tries in range(RETRIES + 1):
-            try:
-                return [run(self._scorer, self._cache, task)]
-            except RetryableError as error:
-                last = Result(task.number, error=f"failed {tries + 1} times: {error}")
-        return [last]
-
-    def withdraw(self) -> int:
-        """Take back what has not begun: everything, between two `collect` calls."""
-        self._queue.clear()
-        return 0
-
-    def close(self) -> None:
-        """Nothing to end."""
 
 
 class _Worker:

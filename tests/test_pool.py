@@ -13,8 +13,9 @@ import ray
 from compress.files import artifact_path
 from objectives.score import Evaluation, Scorer, teach
 from objectives.workload import LoadedWorkload, load_workload
-from search.pool import RETRIES, LocalPool, Pool, RayPool, Result, ScoreTask, TestTask, start_ray
+from search.pool import RayPool, start_ray
 from search.rungs import Keep, Promotion, Staircase
+from search.tasks import RETRIES, LocalPool, Pool, Result, ScoreTask, TestTask
 from spaces.errors import StudyError
 from spaces.policy import Choice, Policy, Unstructured
 from tests import processes

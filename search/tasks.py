@@ -1,0 +1,120 @@
+"""What there is to do for a candidate, what comes back, and a pool that does it in the driver's own process."""
+
+import socket
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from compress.files import artifact_path
+from objectives.score import Score, Scorer
+from search.rungs import Keep, Promotion
+from spaces.errors import RetryableError, SlimfrontError
+from spaces.policy import Policy
+
+RETRIES = 2  # further tries of a task that failed for want of memory, disk or its worker
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """Score a policy; `number` is its trial."""
+
+    number: int
+    policy: Policy
+    promotion: Promotion
+    keep: Keep
+
+
+@dataclass(frozen=True)
+class TestTask:
+    """Score a kept packed file on the test split; `number` is its trial."""
+
+    __test__ = False
+    number: int
+    artifact: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came back: a score, a test accuracy, or the reason why there is none; and where it was made."""
+
+    number: int
+    score: Score | None = None
+    test_accuracy: float | None = None
+    error: str | None = None
+    seconds: float = 0.0
+    host: str = ""
+
+
+Task = ScoreTask | TestTask
+
+
+def run(scorer: Scorer, cache: Path, task: Task) -> Result:
+    """Carry a task out; a candidate's own failure is a result, too.
+
+    Raises:
+        RetryableError: out of memory, or the cache folder cannot be written.
+    """
+    clock = time.perf_counter()
+    host = socket.gethostname()
+    try:
+        match task:
+            case ScoreTask(number, policy, promotion, keep):
+                score = scorer.score(policy, promotion, keep)
+                return Result(number, score=score, seconds=time.perf_counter() - clock, host=host)
+            case TestTask(number, artifact):
+                _, test = scorer.score_file(artifact_path(cache, artifact))
+                return Result(number, test_accuracy=test.value, seconds=time.perf_counter() - clock, host=host)
+    except RetryableError:
+        raise
+    except SlimfrontError as error:
+        return Result(task.number, error=str(error), seconds=time.perf_counter() - clock, host=host)
+
+
+class Pool(Protocol):
+    """Takes tasks and gives results, in any order."""
+
+    def submit(self, task: Task) -> None:
+        """Queue a task."""
+
+    def collect(self, timeout: float) -> list[Result]:
+        """Results that are ready; waits up to `timeout` seconds for the first one."""
+
+    def withdraw(self) -> int:
+        """Take back what no worker has begun; how many results are still to come."""
+
+    def close(self) -> None:
+        """End the workers."""
+
+
+class LocalPool:
+    """Scores in the driver's own process, one task a `collect`."""
+
+    def __init__(self, scorer: Scorer, cache: Path) -> None:
+        self._scorer, self._cache = scorer, cache
+        self._queue: deque[Task] = deque()
+
+    def submit(self, task: Task) -> None:
+        """Queue a task."""
+        self._queue.append(task)
+
+    def collect(self, timeout: float) -> list[Result]:
+        """The result of the oldest task, with up to RETRIES further tries."""
+        if not self._queue:
+            return []
+        task = self._queue.popleft()
+        for tries in range(RETRIES + 1):
+            try:
+                return [run(self._scorer, self._cache, task)]
+            except RetryableError as error:
+                last = Result(task.number, error=f"failed {tries + 1} times: {error}")
+        return [last]
+
+    def withdraw(self) -> int:
+        """Take back what has not begun: everything, between two `collect` calls."""
+        self._queue.clear()
+        return 0
+
+    def close(self) -> None:
+        """Nothing to end."""
