@@ -20,7 +20,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress.apply import stitch
-from compress.coding import RECORD, CodedWeight, read
+from compress.coding import RECORD, CodedWeight
+from compress.coding import read as read_coded
 from compress.sites import Site, find_sites
 from spaces.errors import ArtifactError
 
@@ -100,7 +101,7 @@ class Layout:
         body = b"".join([self.fingerprint, *(record for record, _ in written), *rest, *(data for _, data in written)])
         payload = hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest() + body
         for site, (record, data) in zip(self.sites, written, strict=True):
-            again, _ = read(record, memoryview(data), site.channels, site.size // site.channels)
+            again, _ = read_coded(record, memoryview(data), site.channels, site.size // site.channels)
             if not torch.equal(again.decode(), coded[site.name].decode().cpu()):
                 raise ArtifactError(
                     f"site {site.name}: what was written does not read back the same; please report this"
@@ -109,6 +110,17 @@ class Layout:
 
     def unpack(self, path: Path) -> nn.Module:
         """A new model, in evaluation mode, with everything that is in the file.
+
+        Raises:
+            ArtifactError: the file is damaged, from a later version, or of another model.
+        """
+        rest, coded = self.read(path)
+        model = stitch(self.model, self.sites, coded)
+        model.load_state_dict(rest, strict=False)
+        return model
+
+    def read(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, CodedWeight]]:
+        """The tensors that are no site, by name, and the coded weights, by site.
 
         Raises:
             ArtifactError: the file is damaged, from a later version, or of another model.
@@ -131,13 +143,11 @@ class Layout:
             start += state[name].nbytes
         coded = {}
         for site, record in zip(self.sites, records, strict=True):
-            coded[site.name], used = read(record, body[start:], site.channels, site.size // site.channels)
+            coded[site.name], used = read_coded(record, body[start:], site.channels, site.size // site.channels)
             start += used
         if start != len(body):
             raise ArtifactError(f"{path}: {len(body) - start} bytes too many: the file is damaged")
-        model = stitch(self.model, self.sites, coded)
-        model.load_state_dict(rest, strict=False)
-        return model
+        return rest, coded
 
 
 def layout_of(model: nn.Module, entry: str) -> Layout:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compress.inputs import Inputs, call, chunks, count
+from compress.inputs import Inputs, call, chunks, count, same_draws
 
 
 def batchnorms(model: nn.Module) -> list[_BatchNorm]:
@@ -29,9 +29,10 @@ def reestimate_batchnorm(model: nn.Module, inputs: Inputs, chunk: int, device: t
             layer.reset_running_stats()
             layer.momentum = None  # cumulative average over the chunks
             layer.train()
-        for part in chunks(inputs, chunk, device):
-            if not 1 == count(part) < min(chunk, count(inputs)):  # one sample left over has no variance
-                call(model, part)
+        with same_draws(device):
+            for part in chunks(inputs, chunk, device):
+                if not 1 == count(part) < min(chunk, count(inputs)):  # one sample left over has no variance
+                    call(model, part)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

@@ -82,6 +82,7 @@ class Student:
         self._coded = dict(coded)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self._weights = {site.name: parameters[site.parameter] for site in sites}
+        self._slots = {site.name: _slots(model, site) for site in sites}
         self._scales = {name: one.scales.to(self._device) for name, one in coded.items() if one.scales is not None}
         rows = {site.name: site.rows(kept[site.name]).to(self._device) for site in sites}
         # a channel without a scale holds zeros and stays so
@@ -129,11 +130,13 @@ class Student:
 
     def _loss(self, lesson: Lesson, settings: Distillation, index: torch.Tensor) -> torch.Tensor:
         inputs = take(lesson.inputs, index, self._device)
-        weights = {
-            site.parameter: site.weight(self._quantized(site.name)).to(self._weights[site.name].dtype)
-            for site in self._sites
-        }
-        output = first_tensor(functional_call(self.model, weights, positional(inputs), named(inputs))).float()
+        weights = {}
+        for site in self._sites:
+            weight = site.weight(self._quantized(site.name)).to(self._weights[site.name].dtype)
+            weights.update(dict.fromkeys(self._slots[site.name], weight))
+        # tied weights are given under each of their names; torch's own way breaks on a module that has two names
+        called = functional_call(self.model, weights, positional(inputs), named(inputs), tie_weights=False)
+        output = first_tensor(called).float()
         teacher = lesson.teacher[index].to(self._device)
         soft = soft_loss(output, teacher, settings.temperature, lesson.kind)
         if lesson.hard is None or lesson.targets is None or settings.alpha == 1:
@@ -158,6 +161,16 @@ class Student:
             self._coded[site.name] = new
             self._weights[site.name].copy_(site.weight(new.decode()))
         return dict(self._coded)
+
+
+def _slots(model: nn.Module, site: Site) -> list[str]:
+    """The names under which a site's weight is kept, one for each module that has it."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found: dict[tuple[int, str], str] = {}
+    for name in (site.parameter, *site.tied):
+        module, _, parameter = name.rpartition(".")
+        found.setdefault((id(modules[module]), parameter), name)
+    return list(found.values())
 
 
 def _store(

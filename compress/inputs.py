@@ -1,5 +1,6 @@
 """A batch of inputs as a model takes it: one tensor, a tuple of positional ones, or a dict of named ones."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,14 +56,14 @@ def count(inputs: Inputs) -> int:
 
 
 def take(inputs: Inputs, index: slice | torch.Tensor, device: torch.device | str = "cpu") -> Inputs:
-    """The samples at an index, on a device."""
+    """The samples at an index, on a device: always a copy, since a model may change its inputs in place."""
     match inputs:
         case torch.Tensor():
-            return inputs[index].to(device)
+            return inputs[index].to(device, copy=True)
         case tuple():
-            return tuple(part[index].to(device) for part in inputs)
+            return tuple(part[index].to(device, copy=True) for part in inputs)
         case _:
-            return {name: part[index].to(device) for name, part in inputs.items()}
+            return {name: part[index].to(device, copy=True) for name, part in inputs.items()}
 
 
 def chunks(inputs: Inputs, size: int, device: torch.device | str = "cpu") -> Iterator[Inputs]:
@@ -71,8 +72,17 @@ def chunks(inputs: Inputs, size: int, device: torch.device | str = "cpu") -> Ite
         yield take(inputs, slice(start, start + size), device)
 
 
+@contextlib.contextmanager
+def same_draws(device: torch.device | str) -> Iterator[None]:
+    """A model that draws random numbers in evaluation draws the same ones each time; those of others are left alone."""
+    with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
+
+
 @torch.no_grad()
 def outputs(model: nn.Module, inputs: Inputs, size: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """The outputs of a model in evaluation mode for all samples, on the CPU, (samples, ...)."""
     model.eval()
-    return torch.cat([call(model, chunk).float().cpu() for chunk in chunks(inputs, size, device)])
+    with same_draws(device):
+        return torch.cat([call(model, chunk).float().cpu() for chunk in chunks(inputs, size, device)])

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from compress.inputs import Inputs, call, count
+from compress.inputs import Inputs, call, count, take
 from compress.sites import Site
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -33,7 +33,7 @@ def dense_macs(model: nn.Module, sites: Sequence[Site], example: Inputs) -> dict
     hooks = [module.register_forward_hook(record) for module in unique.values()]
     try:
         model.eval()
-        call(model, example)
+        call(model, take(example, slice(None)))
     finally:
         for hook in hooks:
             hook.remove()

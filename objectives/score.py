@@ -24,11 +24,11 @@ from objectives.accuracy import Accuracy, summarize
 from objectives.compute import dense_macs, policy_macs
 from objectives.workload import LoadedWorkload, SplitName
 from spaces.errors import ArtifactError, CandidateError, RetryableError, SlimfrontError, WorkloadError
-from spaces.policy import Choice, Float32, Policy
+from spaces.policy import Policy
 
 Promote = Callable[[int, float, int], bool]
 Keep = Callable[[float, int], bool]
-_JUDGED: tuple[SplitName, SplitName] = ("validation", "test")
+JUDGED: tuple[SplitName, SplitName] = ("validation", "test")
 
 
 @dataclass(frozen=True)
@@ -167,17 +167,17 @@ class Scorer:
         Raises:
             WorkloadError: model or metric fails, or the metric is not finite on it, so nothing could be searched.
         """
-        coded = self.database.policy(dict.fromkeys((s.name for s in self._loaded.sites), Choice(weights=Float32())))
         model = self._loaded.model.to(self._evaluation.device)
         try:
             validation, test = (
-                self._judge(_forward(self._loaded, model, name, self._evaluation), name) for name in _JUDGED
+                self._judge(_forward(self._loaded, model, name, self._evaluation), name) for name in JUDGED
             )
         except CandidateError as error:
             raise WorkloadError(f"{self._loaded.entry}: the float model cannot be scored: {error}") from error
         finally:
             model.cpu()
-        return FloatScore(self._bytes(coded), validation, test, sum(self._dense_macs.values()))
+        weights = sum(self.database.weight(site.name).nbytes for site in self._loaded.sites)
+        return FloatScore(self.layout.file_bytes(weights), validation, test, sum(self._dense_macs.values()))
 
     def check_loss(self) -> None:
         """Try the loss against targets once, on the float model's outputs.
@@ -295,17 +295,21 @@ class Scorer:
             write_file(path, blob)
         return sha256
 
-    def score_file(self, path: Path) -> tuple[Accuracy, Accuracy]:
-        """Accuracy on validation and on test of a packed file.
+    def score_file(self, path: Path, name: SplitName) -> Accuracy:
+        """Accuracy of a packed file on a split.
 
         Raises:
             ArtifactError: the file cannot be read as a model of this workload.
-            CandidateError: the metric fails on it.
+            CandidateError: the model or the metric fails on it.
         """
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file")
-        model = self.layout.unpack(path).to(self._evaluation.device)
-        return self._accuracy(model, "validation"), self._accuracy(model, "test")
+        try:
+            return self._accuracy(self.layout.unpack(path).to(self._evaluation.device), name)
+        except SlimfrontError:
+            raise
+        except Exception as error:
+            raise CandidateError(f"{path}: cannot be scored: {type(error).__name__}: {error}") from error
 
 
 def seed_of(seed: int, text: str) -> int:

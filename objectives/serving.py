@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.artifact import layout_of, read_entry
+from compress.artifact import Layout, layout_of, read_entry
+from compress.coding import Kind
 from compress.files import artifact_path, write_file
-from objectives.score import Evaluation, Scorer, Teacher, resolve_device, teach
+from objectives.score import JUDGED, Evaluation, Scorer, Teacher, resolve_device, teach
 from objectives.workload import LoadedWorkload, load_workload
 from spaces.errors import ArtifactError, ConfigError, WorkloadError
-from spaces.policy import PolicyFile, Provenance
+from spaces.policy import PolicyFile, Provenance, Uniform
 
 SHIPPED = ("objectives.workloads.digits:workload", "objectives.workloads.animals:workload")
 TOLERANCE = 0.002  # of accuracy: what another machine's rounding may change
@@ -104,7 +105,8 @@ def verify(
         blob = model_path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{model_path}: cannot be read: {error.strerror}") from error
-    loaded = _load_workload(policy.workload.entry, workload, "the policy was found")
+    with _own_threads(policy.provenance.threads):
+        loaded = _load_workload(policy.workload.entry, workload, "the policy was found")
     reasons, notes = _file_differences(blob, policy)
     same_model = loaded.model_sha256 == policy.workload.model_sha256
     same_data = loaded.data_sha256 == policy.workload.data_sha256
@@ -112,6 +114,7 @@ def verify(
         reasons += [] if same else [f"{loaded.entry}: its {what} changed since the policy was found"]
     values: dict[str, float | None] = {"validation": None, "test": None}
     try:
+        reasons += _other_choices(loaded, model_path, policy)
         values = _score(loaded, model_path, policy.provenance, device)
     except ArtifactError as error:
         reasons.append(str(error))
@@ -139,6 +142,24 @@ def verify(
         reasons=tuple(reasons),
         notes=tuple(notes),
     )
+
+
+def _other_choices(loaded: LoadedWorkload, path: Path, policy: PolicyFile) -> list[str]:
+    """Where the file does not hold what the policy chose."""
+    _, coded = Layout(loaded.model, loaded.sites, loaded.entry).read(path)
+    if odd := sorted(coded.keys() ^ policy.sites.keys()):
+        return [f"the file's sites are not those of the policy: {', '.join(odd)}"]
+    kinds = {"float32": Kind.FLOAT32, "float16": Kind.FLOAT16, "uniform": Kind.UNIFORM}
+    reasons = []
+    for name, one in coded.items():
+        choice, size = policy.sites[name], one.values.numel()
+        bits = choice.weights.bits if isinstance(choice.weights, Uniform) else one.bits
+        if (one.kind, one.bits) != (kinds[choice.weights.kind], bits) or one.nonzero > size - round(
+            choice.ratio * size
+        ):
+            held = f"{one.kind.name.lower()} weights of {one.bits} bits, {one.nonzero:,} of {size:,} not zero"
+            reasons.append(f"site {name}: the file holds {held}; the policy says {choice.label}")
+    return reasons
 
 
 def _file_differences(blob: bytes, policy: PolicyFile) -> tuple[list[str], list[str]]:
@@ -197,7 +218,8 @@ def retrain(
         CandidateError, RetryableError: the policy cannot be carried out.
         ConfigError: `output` cannot be written.
     """
-    loaded = _load_workload(policy.workload.entry, workload, "the policy was found")
+    with _own_threads(policy.provenance.threads):
+        loaded = _load_workload(policy.workload.entry, workload, "the policy was found")
     for what, now, then in (
         ("float model", loaded.model_sha256, policy.workload.model_sha256),
         ("data", loaded.data_sha256, policy.workload.data_sha256),
@@ -208,7 +230,7 @@ def retrain(
                 f"{then[:12]}...): training would give something else; restore it, or search again"
             )
     steps = policy.distillation.ladder if policy.distillation else ()
-    with tempfile.TemporaryDirectory() as folder, _own_threads():
+    with tempfile.TemporaryDirectory() as folder, _own_threads(policy.provenance.threads):
         evaluation = _evaluation(policy.provenance, device, steps, Path(folder))
         scorer = Scorer(loaded, evaluation, teach(loaded, evaluation))
         score = scorer.score(policy.policy, lambda rung, accuracy, size: True, lambda accuracy, size: True)
@@ -250,18 +272,18 @@ def _evaluation(provenance: Provenance, device: str | None, steps: tuple[int, ..
 
 def _score(loaded: LoadedWorkload, path: Path, provenance: Provenance, device: str | None) -> dict[str, float | None]:
     nothing = torch.empty(0)  # nothing is trained, calibrated or written here
-    with _own_threads():
+    with _own_threads(provenance.threads):
         scorer = Scorer(loaded, _evaluation(provenance, device, (), Path()), Teacher(nothing, nothing))
-        validation, test = scorer.score_file(path)
-    return {"validation": validation.value, "test": test.value}
+        return {name: scorer.score_file(path, name).value for name in JUDGED}
 
 
 @contextlib.contextmanager
-def _own_threads() -> Iterator[None]:
+def _own_threads(count: int) -> Iterator[None]:
     """Evaluate with the search's number of torch threads; the caller's number and determinism are restored."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_num_threads(count)
     try:
         yield
     finally:

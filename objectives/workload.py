@@ -1,5 +1,6 @@
 """A workload: a trained model, its four data splits, its metric and an example input; and how one is loaded."""
 
+import contextlib
 import copy
 import hashlib
 import importlib
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from compress.distillation import HardLoss, OutputKind
@@ -132,8 +134,13 @@ def load_workload(entry: str, name: str | None = None) -> LoadedWorkload:
         given = getattr(workload, field)
         if not callable(given) and not (field == "loss" and given is None):
             raise WorkloadError(f"{entry}: {field} is {type(given).__name__}, expected a callable (outputs, targets)")
-    model = copy.deepcopy(workload.model).cpu().eval()
-    for key, tensor in model.state_dict().items():
+    try:
+        model = copy.deepcopy(workload.model).cpu().eval()
+    except Exception as error:
+        raise WorkloadError(f"{entry}: the model cannot be copied: {type(error).__name__}: {error}") from error
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        if is_lazy(tensor):
+            raise WorkloadError(f"{entry}: the model's {key} has no shape yet: call a lazy model once before")
         if not isinstance(tensor, torch.Tensor):
             raise WorkloadError(f"{entry}: the model's state {key} is {type(tensor).__name__}, expected a tensor")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -166,7 +173,8 @@ def _call(entry: str) -> object:
     if not callable(found):
         raise WorkloadError(f"workload {entry}: {function} is {type(found).__name__}, expected a function")
     try:
-        return found()
+        with contextlib.redirect_stdout(sys.stderr):  # what a command prints on standard output is the command's own
+            return found()
     except WorkloadError:
         raise
     except Exception as error:

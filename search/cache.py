@@ -1,8 +1,8 @@
 """Which folder a policy's packed file is looked for in."""
 
-import os
 from pathlib import Path
 
+from compress.files import artifact_path
 from search.config import Config, storage_url
 from search.storage import open_storage
 from spaces.errors import ConfigError, StudyError
@@ -15,7 +15,7 @@ def default_cache() -> Path:
 
 
 def cache_of(policy: PolicyFile, given: Path | None, storage: str | None) -> Path:
-    """The folder given, else $SLIMFRONT_CACHE, else the one that the policy's study recorded, else the default.
+    """The folder given; else the first that has the file, of those the study recorded and the default one.
 
     Args:
         policy: what was exported.
@@ -24,19 +24,22 @@ def cache_of(policy: PolicyFile, given: Path | None, storage: str | None) -> Pat
     """
     if given is not None:
         return given
-    recorded = None if os.environ.get("SLIMFRONT_CACHE") else _recorded(policy.provenance.study, storage)
-    return recorded or default_cache()
+    folders = [*_recorded(policy.provenance.study, storage), default_cache()]
+    sha256 = policy.artifact.sha256
+    found = (folder for folder in folders if sha256 and artifact_path(folder, sha256).exists())
+    return next(found, folders[0])
 
 
-def _recorded(study: str, storage: str | None) -> Path | None:
+def _recorded(study: str, storage: str | None) -> list[Path]:
+    """The cache folders of a study's launches, the latest first."""
     try:
         store = open_storage(storage_url(storage), create=False)
     except (ConfigError, StudyError):
-        return None
+        return []
     try:
-        folder = store.get_study_user_attrs(store.get_study_id_from_name(study)).get("cache")
-        return None if folder is None else Path(folder)
+        attrs = store.get_study_user_attrs(store.get_study_id_from_name(study))
+        return [Path(folder) for folder in [attrs.get("cache"), *attrs.get("earlier_caches", ())] if folder]
     except KeyError:
-        return None
+        return []
     finally:
         store.close()

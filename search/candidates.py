@@ -152,18 +152,18 @@ def _predicted(
     layout: Layout,
     float_bytes: int,
 ) -> list[tuple[Origin, Policy]]:
-    """Policies of the predicted front at random temperatures, spread over log bytes of their files.
+    """Policies of the predicted front at random temperatures, spread evenly along it.
 
     They go from the smallest to a quarter of the float model; to the largest where no file is that small.
     """
-    total, _, chosen = predicted_front(
+    total, errors, chosen = predicted_front(
         [[cost.bytes for cost in own] for own in costs], [[cost.error for cost in own] for own in costs]
     )
     files = np.array([layout.file_bytes(int(one)) for one in total])
     quarter = float_bytes / 4
     largest = min(float(files[-1]), quarter) if quarter > files[0] else float(files[-1])
     found: list[tuple[Origin, Policy]] = []
-    for state in spread(files, config.sampler.predicted, float(files[0]), largest):
+    for state in spread(files, errors, config.sampler.predicted, largest):
         sites = {site.name: own[i] for site, own, i in zip(space.sites, choices, chosen[state], strict=True)}
         draw = random.Random(seed_of(config.seed, f"predicted {len(found)}"))  # noqa: S311 - not for secrets
         low, high = config.distillation.temperature

@@ -20,7 +20,7 @@ from search.options import (
     print_json,
     without_passwords,
 )
-from spaces.errors import ConfigError
+from spaces.errors import ConfigError, StudyError
 
 app = typer.Typer(
     cls=Commands,
@@ -90,6 +90,8 @@ def launch(
     from search.printing import next_commands, show
 
     result = search(loaded, takeover=takeover)
+    if not result.front.complete and not result.interrupted:
+        raise StudyError(f"study {result.study!r}: no trial has completed; why the first ones failed is said above")
     show(table(result.front), beaten_sentence(result.front), "", "next:")
     show(*(f"  {command}" for command in next_commands(loaded)))
     if result.interrupted:

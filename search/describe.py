@@ -37,7 +37,10 @@ def describe(storage: Storage, study_id: int, config: Config, prepared: Prepared
             )
         for line in difference(stored["versions"], versions()):
             say(f"note: other versions than the study was started with may round differently: {line}")
-        storage.set_study_attrs(study_id, {"config": config.document(), "cache": str(evaluation.cache)})
+        folders = [stored["cache"], *stored.get("earlier_caches", ())]
+        earlier = [folder for folder in folders if folder != str(evaluation.cache)]
+        now = {"config": config.document(), "cache": str(evaluation.cache), "earlier_caches": earlier}
+        storage.set_study_attrs(study_id, now)
         return
     described = {
         "versions": versions(),

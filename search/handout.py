@@ -75,7 +75,7 @@ def apply(
 ) -> None:
     """Hand out the packed model file that was scored.
 
-    It is in --cache, else in $SLIMFRONT_CACHE, else where the study says, else in ~/.cache/slimfront.
+    It is in --cache, else where the study says, else in $SLIMFRONT_CACHE or ~/.cache/slimfront.
     """
     from search.printing import retrained_lines, show
     from spaces.policy import read_policy

@@ -22,6 +22,7 @@ from search.samplers.proposer import Proposer
 from search.storage import Storage, check_storage_url, open_storage
 from search.study import Asked, Trials, open_study
 from search.tasks import LocalPool, Pool, Result, ScoreTask, TestTask
+from spaces.errors import ConfigError
 
 SAMPLER_PREFIX = "sampler:"
 TICK_SECONDS = 0.5
@@ -55,7 +56,10 @@ def launch(config: Config, *, takeover: bool = False) -> LaunchResult:
     Proposer(checked.space, sampler.name, sampler.options, config.seed, ()).check()
     with _ray_beside(config, checked) as prepared:
         proposer = Proposer(checked.space, sampler.name, sampler.options, config.seed, prepared.first)
-        checked.evaluation.cache.mkdir(parents=True, exist_ok=True)
+        try:
+            checked.evaluation.cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cache: the folder {checked.evaluation.cache} cannot be made: {error}") from error
         with contextlib.closing(open_storage(url, create=True)) as storage:
             study_id, _ = open_study(storage, config.study)
             with Lease(storage, study_id, takeover=takeover) as lease:
@@ -108,6 +112,7 @@ class _Search:
         self._asked = 0  # trials replayed or asked in this launch
         self._arrived: dict[int, Result] = {}
         self._stop = threading.Event()
+        self._reasons: set[str] = set()  # why trials failed, each said once
         attrs = storage.get_study_user_attrs(study_id)
         proposer.restore(
             {key.removeprefix(SAMPLER_PREFIX): v for key, v in attrs.items() if key.startswith(SAMPLER_PREFIX)}
@@ -203,13 +208,17 @@ class _Search:
             if first == number and number not in self._arrived:
                 return
             self._lease.check()
-            told = self._trials.repeat(first) if first < number else self._tell(self._arrived.pop(number))
+            told = self._trials.repeat(first) if first < number else self._tell(self._arrived.pop(number), progress)
             progress.show(told.values)
 
-    def _tell(self, result: Result) -> Asked:
+    def _tell(self, result: Result, progress: SearchProgress) -> Asked:
         where = {"seconds": round(result.seconds, 3), "host": result.host}
         if result.score is None:
-            return self._trials.fail(result.error or "no reason was given", where)
+            reason = result.error or "no reason was given"
+            if reason not in self._reasons:
+                self._reasons.add(reason)
+                progress.say(f"trial {result.number} failed: {reason}")
+            return self._trials.fail(reason, where)
         return self._trials.complete(result.score, where)
 
     def _score_test(self, pool: Pool, progress: SearchProgress) -> None:

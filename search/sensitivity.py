@@ -56,16 +56,31 @@ def _thin(sums: npt.NDArray[np.int64], kept: npt.NDArray[np.int64]) -> npt.NDArr
     return kept[last]
 
 
-def spread(total: npt.NDArray[np.int64], count: int, low: float, high: float) -> list[int]:
-    """Indexes of up to `count` states: for each of as many sizes, even in log bytes, the largest not above it.
+def spread(total: npt.NDArray[np.int64], error: npt.NDArray[np.float64], count: int, largest: float) -> list[int]:
+    """Indexes of up to `count` states of at most `largest` bytes, evenly along the predicted front.
 
-    They come in an order in which any first few cover the whole range, largest first.
+    The way along it is measured in log bytes and in error, both scaled to 0..1, so that half of the states go to each:
+    evenly in size, and densely where the loss changes fast. They come in an order in which any first few cover the
+    whole range, largest first.
+
+    Args:
+        total: bytes of the states, increasing.
+        error: their predicted losses, decreasing.
+        count: how many are wished.
+        largest: bytes; the smallest state is taken even if it is larger.
     """
     if count == 0:
         return []
-    sizes = np.geomspace(low, max(low, high), count)
-    sizes[-1] = max(low, high)  # geomspace may round below it
-    at = np.maximum(np.searchsorted(total, sizes * (1 + 1e-12), side="right") - 1, 0)
+    reach = max(1, int(np.searchsorted(total, largest, side="right")))
+    way = _share(np.log(total[:reach])) + _share(-error[:reach])
+    wished = np.linspace(0, way[-1], count) if count > 1 else way[-1:]
+    at = np.minimum(np.searchsorted(way, wished * (1 - 1e-12)), reach - 1)
     width = max(1, (count - 1).bit_length())
     order = sorted(range(count), key=lambda i: int(format(count - 1 - i, f"0{width}b")[::-1], 2))
     return list(dict.fromkeys(int(at[i]) for i in order))
+
+
+def _share(rising: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Numbers that rise, scaled to 0..1."""
+    whole = rising[-1] - rising[0]
+    return (rising - rising[0]) / whole if whole > 0 else np.zeros_like(rising)

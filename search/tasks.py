@@ -64,7 +64,7 @@ def run(scorer: Scorer, cache: Path, task: Task) -> Result:
                 score = scorer.score(policy, promotion, keep)
                 return Result(number, score=score, seconds=time.perf_counter() - clock, host=host)
             case TestTask(number, artifact):
-                _, test = scorer.score_file(artifact_path(cache, artifact))
+                test = scorer.score_file(artifact_path(cache, artifact), "test")
                 return Result(number, test_accuracy=test.value, seconds=time.perf_counter() - clock, host=host)
     except RetryableError:
         raise

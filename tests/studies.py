@@ -170,7 +170,7 @@ def score_digits(folder: Path) -> DigitsStudy:
             score = prepared.scorer.score(policy, partial(_below, until), partial(_yes, number > 0))
             if score.artifact is not None:
                 path = prepared.evaluation.cache / "artifacts" / f"{score.artifact}.safetensors"
-                tests[str(number)] = prepared.scorer.score_file(path)[1].value
+                tests[str(number)] = prepared.scorer.score_file(path, "test").value
             told = {
                 "macs": score.macs,
                 "rung": score.rung,

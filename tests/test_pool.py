@@ -127,7 +127,7 @@ class PoolContract:
         pool[0].submit(TestTask(2, scored.score.artifact))
         pool[0].submit(TestTask(3, "0" * 64))
         tested, missing = drain(pool[0], 2)
-        expected = scorer.score_file(artifact_path(pool[1], scored.score.artifact))[1].value
+        expected = scorer.score_file(artifact_path(pool[1], scored.score.artifact), "test").value
         assert tested == Result(2, test_accuracy=expected)
         assert missing.error is not None
         assert "no such file" in missing.error

@@ -64,7 +64,7 @@ def test_the_written_file_has_the_scored_bytes_and_accuracy(entry: str, rung: in
         again = load_workload(f"tests.tiny:{entry}")
         model = layout_of(again.model, again.entry).unpack(path)
         assert float(outcomes(model, again, "validation").mean()) == score.accuracy
-        validation, test = scorer.score_file(path)
+        validation, test = scorer.score_file(path, "validation"), scorer.score_file(path, "test")
         assert (validation.value, validation.ci95) == (score.accuracy, score.ci95)
         assert test.value == float(outcomes(model, again, "test").mean())
 
@@ -211,4 +211,4 @@ class TestFiles:
 
     def test_a_missing_file_is_named(self, scorer: Scorer, tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match=r"none\.safetensors: no such file"):
-            scorer.score_file(tmp_path / "none.safetensors")
+            scorer.score_file(tmp_path / "none.safetensors", "test")

@@ -89,36 +89,48 @@ def test_one_site_is_its_own_front() -> None:
 
 class TestSpread:
     TOTAL = np.arange(100, 5001, 7)
+    ERROR = np.linspace(9.0, 0.0, len(TOTAL)) ** 2
+
+    def way(self, found: list[int]) -> list[float]:
+        """How far along the front the states are, by the definition."""
+        last = int(np.flatnonzero(self.TOTAL <= 4000)[-1])
+        size = log(self.TOTAL[last] / self.TOTAL[0])
+        fall = self.ERROR[0] - self.ERROR[last]
+        return [log(self.TOTAL[i] / self.TOTAL[0]) / size + (self.ERROR[0] - self.ERROR[i]) / fall for i in found]
 
     @pytest.mark.parametrize("count", [1, 2, 3, 7, 10, 30, 64])
-    def test_it_covers_the_range_without_duplicates(self, count: int) -> None:
-        found = spread(self.TOTAL, count, 100.0, 4000.0)
+    def test_it_goes_evenly_along_the_front_without_duplicates(self, count: int) -> None:
+        found = spread(self.TOTAL, self.ERROR, count, 4000.0)
         sizes = [int(self.TOTAL[i]) for i in found]
-        assert len(set(found)) == len(found) <= count
-        assert all(100 <= size <= 4000 for size in sizes)
+        assert len(set(found)) == len(found) == count
         assert sizes[0] == 3999 - (3999 - 100) % 7  # the largest not above 4000 comes first
         if count > 1:
             assert min(sizes) == 100
-        wished = np.geomspace(100, 4000, count) if count > 1 else np.array([4000.0])
-        nearest = [int(self.TOTAL[size * (1 + 1e-9) >= self.TOTAL].max()) for size in wished]
-        assert sorted(sizes) == sorted(set(nearest))
+            steps = np.diff(self.way(sorted(found)))
+            grain = max(np.diff(self.way(list(range(len(self.TOTAL))))))
+            assert np.all(abs(steps - 2 / (count - 1)) <= grain)
+
+    def test_it_is_dense_where_the_loss_changes_fast(self) -> None:
+        cliff = np.where(self.TOTAL < 200, 9.0 - (self.TOTAL - 100) * 0.08, 0.01 - self.TOTAL * 1e-6)
+        found = spread(self.TOTAL, cliff, 20, 4000.0)
+        assert sum(self.TOTAL[i] <= 207 for i in found) >= 10
 
     def test_any_first_few_cover_the_range(self) -> None:
-        found = [log(self.TOTAL[i]) for i in spread(self.TOTAL, 33, 100.0, 4000.0)]
-        whole = max(found) - min(found)
+        found = self.way(spread(self.TOTAL, self.ERROR, 33, 4000.0))
         for few in (4, 8, 16):
             at = sorted([min(found), *found[:few]])
-            assert max(b - a for a, b in itertools.pairwise(at)) <= 2 * whole / (few - 1)
+            assert max(b - a for a, b in itertools.pairwise(at)) <= 2 * 2 / (few - 1)
 
     def test_fewer_states_than_wished_are_each_taken_once(self) -> None:
-        assert sorted(spread(np.array([100, 200, 400]), 50, 100.0, 400.0)) == [0, 1, 2]
+        found = spread(np.array([100, 200, 400]), np.array([3.0, 2.0, 1.0]), 50, 400.0)
+        assert sorted(found) == [0, 1, 2]
 
     def test_none_is_none(self) -> None:
-        assert spread(self.TOTAL, 0, 100.0, 4000.0) == []
+        assert spread(self.TOTAL, self.ERROR, 0, 4000.0) == []
 
     def test_it_is_the_same_every_time(self) -> None:
-        assert spread(self.TOTAL, 20, 100.0, 4000.0) == spread(self.TOTAL, 20, 100.0, 4000.0)
+        assert spread(self.TOTAL, self.ERROR, 20, 4000.0) == spread(self.TOTAL, self.ERROR, 20, 4000.0)
 
     def test_a_range_below_the_smallest_gives_the_smallest(self) -> None:
-        assert spread(self.TOTAL, 5, 100.0, 40.0) == [0]
-        assert spread(self.TOTAL, 1, 100.0, 100.0) == [0]
+        assert spread(self.TOTAL, self.ERROR, 5, 40.0) == [0]
+        assert spread(self.TOTAL, self.ERROR, 1, 100.0) == [0]
