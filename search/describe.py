@@ -37,7 +37,7 @@ def describe(storage: Storage, study_id: int, config: Config, prepared: Prepared
             )
         for line in difference(stored["versions"], versions()):
             say(f"note: other versions than the study was started with may round differently: {line}")
-        folders = [stored["cache"], *stored.get("earlier_caches", ())]
+        folders = [stored["cache"], *stored["earlier_caches"]]
         earlier = [folder for folder in folders if folder != str(evaluation.cache)]
         now = {"config": config.document(), "cache": str(evaluation.cache), "earlier_caches": earlier}
         storage.set_study_attrs(study_id, now)
@@ -57,6 +57,7 @@ def describe(storage: Storage, study_id: int, config: Config, prepared: Prepared
         "space": prepared.space.document(),
         "smallest_bytes": prepared.smallest_bytes,
         "cache": str(evaluation.cache),
+        "earlier_caches": [],
         "device": evaluation.device,
         "test": {},
     }

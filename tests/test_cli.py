@@ -199,7 +199,7 @@ class TestJson:
 
 
 class TestCache:
-    """Where `apply` looks: the folder given, $SLIMFRONT_CACHE, what the study recorded, the default."""
+    """Where `apply` looks: the folder given, what the study recorded, $SLIMFRONT_CACHE or the default."""
 
     @pytest.fixture
     def policy(self, demo: Demo, tmp_path: Path) -> Path:
@@ -210,9 +210,9 @@ class TestCache:
         wanted, given = read_policy(policy), tmp_path / "given"
         assert cache_of(wanted, given, demo.storage) == given
         monkeypatch.setenv("SLIMFRONT_CACHE", str(tmp_path / "env"))
-        assert cache_of(wanted, None, demo.storage) == tmp_path / "env"
-        monkeypatch.delenv("SLIMFRONT_CACHE")
         assert cache_of(wanted, None, demo.storage) == demo.folder / "cache"
+        assert cache_of(wanted, None, f"sqlite:///{tmp_path}/none.db") == tmp_path / "env"
+        monkeypatch.delenv("SLIMFRONT_CACHE")
         assert cache_of(wanted, None, f"sqlite:///{tmp_path}/none.db") == default_cache()
         other = wanted.model_copy(update={"provenance": wanted.provenance.model_copy(update={"study": "other"})})
         assert cache_of(other, None, demo.storage) == default_cache()
