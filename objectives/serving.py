@@ -154,9 +154,8 @@ def _other_choices(loaded: LoadedWorkload, path: Path, policy: PolicyFile) -> li
     for name, one in coded.items():
         choice, size = policy.sites[name], one.values.numel()
         bits = choice.weights.bits if isinstance(choice.weights, Uniform) else one.bits
-        if (one.kind, one.bits) != (kinds[choice.weights.kind], bits) or one.nonzero > size - round(
-            choice.ratio * size
-        ):
+        kept = size - round(choice.ratio * size)
+        if (one.kind, one.bits) != (kinds[choice.weights.kind], bits) or one.nonzero > kept:
             held = f"{one.kind.name.lower()} weights of {one.bits} bits, {one.nonzero:,} of {size:,} not zero"
             reasons.append(f"site {name}: the file holds {held}; the policy says {choice.label}")
     return reasons

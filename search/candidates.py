@@ -161,7 +161,7 @@ def _predicted(
     )
     files = np.array([layout.file_bytes(int(one)) for one in total])
     quarter = float_bytes / 4
-    largest = min(float(files[-1]), quarter) if quarter > files[0] else float(files[-1])
+    largest = quarter if quarter > files[0] else float(files[-1])
     found: list[tuple[Origin, Policy]] = []
     for state in spread(files, errors, config.sampler.predicted, largest):
         sites = {site.name: own[i] for site, own, i in zip(space.sites, choices, chosen[state], strict=True)}
