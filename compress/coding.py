@@ -1,40 +1,33 @@
-"""The coded form of one site's weights, and the shortest of three ways to write it as bytes.
+"""The coded form of one site's weights, and the shortest of four ways to write it as bytes.
 
-Dense codes; a bitmap and the non-zero codes; or relative indices (Han et al. 2016, arXiv:1510.00149, section 2): gaps
-of a few bits between non-zeros, where the largest gap value is an escape that stands for zeros only.
+Dense codes; a bitmap and the non-zero codes; relative indices (Han et al. 2016, arXiv:1510.00149, section 2) and the
+non-zero codes; or, where it is allowed, one entropy-coded stream. Before them stands what the codes mean: the range of
+the input, the steps of a grid with their smallest codes, or the entries of a codebook.
 """
 
 import struct
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from compress.quantization.uniform import dequantize, top
+from compress import entropy
+from compress.alphabet import Alphabet, Codes, below_zero, signed, unsigned
+from compress.packing import Cursor, Positions, gap_fields, gap_lengths, gap_positions, pack_bits, whole_bytes
+from compress.quantization import codebook, uniform
+from compress.quantization.activations import InputGrid
+from compress.quantization.uniform import Grid
+from compress.record import FLOAT_BITS, RECORD, Form, Kind, Record, StepPer
 from spaces.errors import ArtifactError
 
-Bytes = npt.NDArray[np.uint8]
-RECORD = struct.Struct("<BBBbI")  # form and kind, bits, gap bits, exponent, count of gap fields: fixed width
-GAP_BITS = range(1, 9)
+__all__ = ["RECORD", "CodedWeight", "Coding", "Form", "Kind", "read"]
 
-
-class Form(IntEnum):
-    """How positions of the non-zeros are written."""
-
-    DENSE = 0
-    BITMAP = 1
-    RELATIVE = 2
-
-
-class Kind(IntEnum):
-    """What one value is."""
-
-    FLOAT32 = 0
-    FLOAT16 = 1
-    UNIFORM = 2
+Coding = Literal["packed", "entropy"]
+RANGE = struct.Struct("<2f")  # of a static input
+GROUPS = struct.Struct("<I")  # a channel has
 
 
 @dataclass(frozen=True)
@@ -43,21 +36,28 @@ class CodedWeight:
 
     Attributes:
         kind: what one value is.
-        values: (channels, n): int8 codes, or float16 or float32 values.
+        values: (channels, n): float16 or float32 values; UNIFORM: int8 codes (int16 on an asymmetric grid), in which 0
+            is the number zero; CODEBOOK: uint8, 0 is the number zero and k > 0 is entries[k - 1].
         bits: bits of a code (16 and 32 for floats).
-        scales: float32 (channels, 1), exact in float16 times 2**exponent; None for floats.
-        exponent: the power of two of the scales.
+        grid: steps of UNIFORM codes.
+        entries: of a CODEBOOK, float32 (2**bits - 1,), increasing, exact in float16 times 2**exponent.
+        exponent: the power of two of the entries.
+        inputs: how the site's input is quantized when the model runs; None: it stays float.
     """
 
     kind: Kind
     values: torch.Tensor
     bits: int
-    scales: torch.Tensor | None = None
+    grid: Grid | None = None
+    entries: torch.Tensor | None = None
     exponent: int = 0
+    inputs: InputGrid | None = None
 
     def decode(self) -> torch.Tensor:
         """The weights as (channels, n), float32."""
-        return self.values.float() if self.scales is None else dequantize(self.values, self.scales)
+        if self.grid is not None:
+            return uniform.dequantize(self.values, self.grid)
+        return self.values.float() if self.entries is None else codebook.dequantize(self.values, self.entries)
 
     @cached_property
     def nonzero(self) -> int:
@@ -65,73 +65,130 @@ class CodedWeight:
         return int(np.count_nonzero(self._bare))
 
     @property
-    def _flat(self) -> npt.NDArray[np.generic]:
-        array: npt.NDArray[np.generic] = self.values.cpu().numpy().ravel()
-        return array
+    def head_bytes(self) -> int:
+        """Bytes of the payload that say what the codes mean: the input's range, steps, entries."""
+        return len(self._head())
 
-    @property
-    def _bare(self) -> npt.NDArray[np.unsignedinteger]:
-        flat = self._flat
-        return flat.view(np.dtype(f"u{flat.itemsize}"))  # a float's -0.0 is a value of its own
+    def payload_bytes(self, coding: Coding = "packed") -> int:
+        """Bytes of the payload, without the fixed-width record.
 
-    def _positions(self) -> npt.NDArray[np.int64]:
-        """Where the non-zeros are; not kept, as it is several times the size of the values."""
-        return np.flatnonzero(self._bare)
+        Args:
+            coding: "entropy" allows an entropy-coded stream, where that is shorter than all other ways.
+        """
+        return len(self._head()) + self._best(coding)[0]
 
-    @property
-    def _value_bits(self) -> int:
-        """Bits of one value where zero need not be said."""
-        return self.bits if self.scales is None else max(1, (2 * top(self.bits) - 1).bit_length())
-
-    @cached_property
-    def _best(self) -> tuple[int, Form, int]:
-        """(payload bytes without scales, form, gap bits) of the shortest way."""
-        positions = self._positions()
-        gaps = np.diff(positions, prepend=-1) - 1
-        n, nonzero = self.values.numel(), positions.size
-        values = _whole(nonzero * self._value_bits)
-        ways = [(_whole(n * self.bits), Form.DENSE, 0), (_whole(n) + values, Form.BITMAP, 0)]
-        for bits in GAP_BITS if 2 * nonzero < n else GAP_BITS[:1]:  # 2 bits a non-zero would be a bitmap's n
-            fields = nonzero + int((gaps // (2**bits - 1)).sum())
-            ways.append((_whole(fields * bits) + values, Form.RELATIVE, bits))
-        return min(ways)
-
-    @property
-    def payload_bytes(self) -> int:
-        """Bytes of the payload, scales included, without the fixed-width record."""
-        return self._best[0] + (0 if self.scales is None else 2 * self.scales.numel())
-
-    def write(self) -> tuple[bytes, bytes]:
-        """The record and the payload."""
-        _, form, gap_bits = self._best
-        count, parts = 0, []
-        if self.scales is not None:
-            parts.append((self.scales * 2.0**-self.exponent).half().cpu().numpy().tobytes())
+    def write(self, coding: Coding = "packed") -> tuple[bytes, bytes]:
+        """The record and the payload; `coding` as for `payload_bytes`."""
+        _, form, gap_bits = self._best(coding)
+        count, parts = 0, [self._head()]
         if form is Form.DENSE:
             parts.append(self._dense())
+        elif form is Form.ENTROPY:
+            parts.append(self._stream())
+            count = len(parts[-1])
         else:
             positions = self._positions()
             if form is Form.BITMAP:
                 parts.append(np.packbits(self._bare != 0, bitorder="little").tobytes())
             else:
-                fields = _gap_fields(np.diff(positions, prepend=-1) - 1, 2**gap_bits - 1)
-                count = fields.size
+                fields = gap_fields(positions, gap_bits)
                 parts.append(pack_bits(fields, gap_bits))
+                count = fields.size
             parts.append(self._sparse(positions))
-        record = RECORD.pack(form * 16 + self.kind, self.bits, gap_bits, self.exponent, count)
-        return record, b"".join(parts)
+        return self._record(form, gap_bits, count).pack(), b"".join(parts)
+
+    def _best(self, coding: Coding) -> tuple[int, Form, int]:
+        return self._shortest if coding == "packed" or self.kind in FLOAT_BITS else self._shortest_of_all
+
+    @cached_property
+    def _shortest(self) -> tuple[int, Form, int]:
+        """(payload bytes without the head, form, gap bits) of the shortest way without the entropy coder."""
+        total, nonzero = self.values.numel(), self.nonzero
+        alphabet = self._alphabet()
+        values = whole_bytes(nonzero * (self.bits if alphabet is None else alphabet.bits_beside_zero))
+        ways = [(whole_bytes(total * self.bits), Form.DENSE, 0), (whole_bytes(total) + values, Form.BITMAP, 0)]
+        for bits, fields in gap_lengths(self._positions()).items():
+            ways.append((whole_bytes(fields * bits) + values, Form.RELATIVE, bits))
+        return min(ways)
+
+    @cached_property
+    def _shortest_of_all(self) -> tuple[int, Form, int]:
+        return min(self._shortest, (len(self._stream()), Form.ENTROPY, 0))
+
+    @property
+    def _flat(self) -> npt.NDArray[Any]:
+        array: npt.NDArray[Any] = self.values.cpu().numpy().ravel()
+        return array
+
+    @property
+    def _bare(self) -> npt.NDArray[np.unsignedinteger[Any]]:
+        flat = self._flat
+        return flat.view(np.dtype(f"u{flat.itemsize}"))  # a float's -0.0 is a value of its own
+
+    def _positions(self) -> Positions:
+        """Where the non-zeros are; not kept, as it is several times the size of the values."""
+        return np.flatnonzero(self._bare)
+
+    def _alphabet(self) -> Alphabet | None:
+        if self.grid is not None:
+            return Alphabet.of_grid(self.grid, self.bits, *self.values.shape)
+        return None if self.entries is None else Alphabet.of_entries(self.entries, self.bits)
+
+    def _codes(self, alphabet: Alphabet) -> Codes:
+        """The codes of the alphabet, (channels * n,)."""
+        return self._flat if self.entries is None else signed(self._flat, below_zero(self.entries))
 
     def _dense(self) -> bytes:
-        if self.scales is None:
+        alphabet = self._alphabet()
+        if alphabet is None:
             return self._flat.tobytes()
-        return pack_bits((self._flat.astype(np.int16) + top(self.bits)).astype(np.uint8), self.bits)
+        return pack_bits(alphabet.numbers(self._codes(alphabet)), self.bits)
 
-    def _sparse(self, positions: npt.NDArray[np.int64]) -> bytes:
-        values = self._flat[positions]
-        if self.scales is None:
-            return values.tobytes()
-        code = values.astype(np.int16) + top(self.bits)  # 0 .. 2 top without the middle
-        return pack_bits((code - (code > top(self.bits))).astype(np.uint8), self._value_bits)
+    def _sparse(self, positions: Positions) -> bytes:
+        alphabet = self._alphabet()
+        if alphabet is None:
+            return self._flat[positions].tobytes()
+        numbers = alphabet.numbers_beside_zero(self._codes(alphabet), positions)
+        return pack_bits(numbers, alphabet.bits_beside_zero)
+
+    def _stream(self) -> bytes:
+        alphabet = self._alphabet()
+        if alphabet is None:
+            raise ValueError(f"{self.kind.name.lower()} weights are no integer codes")
+        return entropy.encode(self._codes(alphabet).reshape(self.values.shape), *alphabet.range)
+
+    def _record(self, form: Form, gap_bits: int, count: int) -> Record:
+        grid, inputs = self.grid, self.inputs
+        per = StepPer.TENSOR
+        if grid is not None and grid.step.shape != (1, 1):
+            per = StepPer.CHANNEL if grid.step.shape[1] == 1 else StepPer.GROUP
+        return Record(
+            form,
+            self.kind,
+            self.bits,
+            gap_bits,
+            exponent=self.exponent if grid is None else grid.exponent,
+            per=per,
+            asymmetric=grid is not None and grid.low is not None,
+            input_bits=0 if inputs is None else inputs.bits,
+            static=inputs is not None and inputs.low is not None,
+            count=count,
+        )
+
+    def _head(self) -> bytes:
+        """What stands before the codes."""
+        parts = []
+        if self.inputs is not None and self.inputs.low is not None:
+            parts.append(RANGE.pack(self.inputs.low, self.inputs.high))
+        if self.grid is not None:
+            groups = self.grid.step.shape[1]
+            parts += [GROUPS.pack(groups)] if groups > 1 else []
+            parts.append(_halves(self.grid.step, self.grid.exponent))
+            if self.grid.low is not None:
+                parts.append(pack_bits((-self.grid.low).cpu().numpy().ravel().astype(np.uint8), self.bits))
+        if self.entries is not None:
+            parts.append(_halves(self.entries, self.exponent))
+        return b"".join(parts)
 
 
 def read(record: bytes, payload: memoryview, channels: int, n: int) -> tuple[CodedWeight, int]:
@@ -143,91 +200,95 @@ def read(record: bytes, payload: memoryview, channels: int, n: int) -> tuple[Cod
     Raises:
         ArtifactError: the bytes are not such a site.
     """
-    if len(record) != RECORD.size:
-        raise ArtifactError(f"a record of {len(record)} bytes, expected {RECORD.size}: the file is truncated")
-    tag, bits, gap_bits, exponent, fields = RECORD.unpack(record)
-    try:
-        form, kind = Form(tag // 16), Kind(tag % 16)
-    except ValueError as error:
-        raise ArtifactError(f"unknown way of coding {tag}: the file is damaged or from a later version") from error
-    uniform = kind is Kind.UNIFORM
-    if not (2 <= bits <= 8 if uniform else bits == (32 if kind is Kind.FLOAT32 else 16)):
-        raise ArtifactError(f"{bits} bits do not go with {kind.name.lower()} weights: the file is damaged")
-    if form is Form.RELATIVE and not (gap_bits in GAP_BITS and fields <= channels * n):
-        raise ArtifactError(f"{fields} gaps of {gap_bits} bits do not fit {channels * n} weights: the file is damaged")
-    cursor = _Cursor(payload)
-    scales = None
-    if uniform:
-        halves = np.frombuffer(cursor.take(2 * channels), np.float16).copy()
-        scales = torch.from_numpy(halves).float().reshape(channels, 1) * 2.0**exponent
-        if not bool(torch.isfinite(scales).all()):
-            raise ArtifactError("a scale is not finite: the file is damaged")
-    dtype = np.dtype({Kind.UNIFORM: np.int8, Kind.FLOAT16: np.float16, Kind.FLOAT32: np.float32}[kind])
-    total = channels * n
-    if form is Form.DENSE:
-        flat = _read_values(cursor, total, bits, kind, dtype, dense=True)
+    how, cursor = Record.unpack(record, channels * n), Cursor(payload)
+    inputs, grid, entries = _read_inputs(how, cursor), None, None
+    if how.kind is Kind.UNIFORM:
+        grid = _read_grid(how, cursor, channels, n)
+        codes = _read_codes(how, cursor, Alphabet.of_grid(grid, how.bits, channels, n), channels, n)
+        values = codes.astype(np.int16 if how.asymmetric else np.int8)
+    elif how.kind is Kind.CODEBOOK:
+        entries = _read_halves(cursor, (1 << how.bits) - 1, how.exponent)
+        if bool((entries[1:] < entries[:-1]).any()):
+            raise ArtifactError("the entries of a codebook are not in order: the file is damaged")
+        codes = _read_codes(how, cursor, Alphabet.of_entries(entries, how.bits), channels, n)
+        values = unsigned(codes, below_zero(entries))
     else:
-        if form is Form.BITMAP:
-            bitmap = np.frombuffer(cursor.take(_whole(total)), np.uint8)
-            positions = np.flatnonzero(np.unpackbits(bitmap, count=total, bitorder="little"))
-        else:
-            gaps = unpack_bits(cursor.take(_whole(fields * gap_bits)), gap_bits, fields).astype(np.int64)
-            escape = 2**gap_bits - 1
-            ends = np.cumsum(gaps + (gaps < escape))
-            positions = ends[gaps < escape] - 1
-            if positions.size and positions[-1] >= total:
-                raise ArtifactError("a non-zero lies behind the last weight: the file is damaged")
-        flat = np.zeros(total, dtype)
-        flat[positions] = _read_values(cursor, positions.size, bits, kind, dtype, dense=False)
-    return CodedWeight(kind, torch.from_numpy(flat.reshape(channels, n)), bits, scales, exponent), cursor.used
+        values = _read_floats(how, cursor, channels * n)
+    coded = CodedWeight(
+        how.kind,
+        torch.from_numpy(values.reshape(channels, n)),
+        how.bits,
+        grid,
+        entries,
+        exponent=how.exponent if grid is None else 0,
+        inputs=inputs,
+    )
+    return coded, cursor.used
 
 
-def _read_values(
-    cursor: "_Cursor", count: int, bits: int, kind: Kind, dtype: np.dtype[np.generic], *, dense: bool
-) -> npt.NDArray[np.generic]:
-    if kind is not Kind.UNIFORM:
-        return np.frombuffer(cursor.take(count * dtype.itemsize), dtype).copy()
-    width = bits if dense else max(1, (2 * top(bits) - 1).bit_length())
-    codes = unpack_bits(cursor.take(_whole(count * width)), width, count).astype(np.int16)
-    codes = codes if dense else codes + (codes >= top(bits))
-    if codes.size and codes.max() > 2 * top(bits):
-        raise ArtifactError(f"a code is above the {bits} bits' largest: the file is damaged")
-    return (codes - top(bits)).astype(np.int8)
+def _read_inputs(how: Record, cursor: Cursor) -> InputGrid | None:
+    if how.input_bits == 0:
+        return None
+    low, high = RANGE.unpack(cursor.take(RANGE.size)) if how.static else (None, None)
+    try:
+        return InputGrid(how.input_bits, low, high)
+    except ValueError as error:
+        raise ArtifactError(f"the range of a site's input is none, the file is damaged: {error}") from error
 
 
-class _Cursor:
-    """Takes bytes off a payload, front to back."""
-
-    def __init__(self, payload: memoryview) -> None:
-        self._payload, self.used = payload, 0
-
-    def take(self, count: int) -> memoryview:
-        if self.used + count > len(self._payload):
-            raise ArtifactError(f"{count} bytes wanted, {len(self._payload) - self.used} left: the file is truncated")
-        part = self._payload[self.used : self.used + count]
-        self.used += count
-        return part
-
-
-def _whole(bits: int) -> int:
-    return (bits + 7) // 8
+def _read_grid(how: Record, cursor: Cursor, channels: int, n: int) -> Grid:
+    shape = (1, 1) if how.per is StepPer.TENSOR else (channels, 1)
+    if how.per is StepPer.GROUP:
+        (groups,) = GROUPS.unpack(cursor.take(GROUPS.size))
+        if groups < 2 or n % groups:
+            raise ArtifactError(f"{groups} groups do not divide {n} weights a channel: the file is damaged")
+        shape = (channels, groups)
+    step = _read_halves(cursor, shape[0] * shape[1], how.exponent).reshape(shape)
+    if bool((step < 0).any()):
+        raise ArtifactError("a scale is negative: the file is damaged")
+    if not how.asymmetric:
+        return Grid(step, how.exponent)
+    low = -cursor.numbers(how.bits, step.numel()).astype(np.int16).reshape(shape)
+    return Grid(step, how.exponent, torch.from_numpy(low))
 
 
-def _gap_fields(gaps: npt.NDArray[np.int64], escape: int) -> npt.NDArray[np.uint8]:
-    escapes = gaps // escape
-    fields = np.full(int(gaps.size + escapes.sum()), escape, np.uint8)
-    fields[np.cumsum(escapes + 1) - 1] = gaps % escape
-    return fields
+def _read_codes(how: Record, cursor: Cursor, alphabet: Alphabet, channels: int, n: int) -> Codes:
+    total = channels * n
+    if how.form is Form.DENSE:
+        return alphabet.codes(cursor.numbers(how.bits, total))
+    if how.form is Form.ENTROPY:
+        return alphabet.check(entropy.decode(cursor.take(how.count), channels, n, *alphabet.range).ravel())
+    positions = _read_positions(how, cursor, total)
+    codes = np.zeros(total, np.int16)
+    numbers = cursor.numbers(alphabet.bits_beside_zero, positions.size)
+    codes[positions] = alphabet.codes_beside_zero(numbers, positions)
+    return codes
 
 
-def pack_bits(values: npt.NDArray[np.uint8], width: int) -> bytes:
-    """Values below 2**width, least bit first, without gaps between them."""
-    planes = (values[:, None] >> np.arange(width, dtype=np.uint8)) & 1
-    return np.packbits(planes.ravel(), bitorder="little").tobytes()
+def _read_floats(how: Record, cursor: Cursor, total: int) -> npt.NDArray[np.floating[Any]]:
+    dtype = np.dtype(f"<f{how.bits // 8}")
+    if how.form is Form.DENSE:
+        return np.frombuffer(cursor.take(total * dtype.itemsize), dtype).copy()
+    positions = _read_positions(how, cursor, total)
+    values = np.zeros(total, dtype)
+    values[positions] = np.frombuffer(cursor.take(positions.size * dtype.itemsize), dtype)
+    return values
 
 
-def unpack_bits(packed: bytes | memoryview, width: int, count: int) -> Bytes:
-    """The inverse of `pack_bits`."""
-    planes = np.unpackbits(np.frombuffer(packed, np.uint8), count=count * width, bitorder="little")
-    weights = (1 << np.arange(width, dtype=np.uint16)).astype(np.uint16)
-    return (planes.reshape(count, width) @ weights).astype(np.uint8)
+def _read_positions(how: Record, cursor: Cursor, total: int) -> Positions:
+    if how.form is Form.BITMAP:
+        return np.flatnonzero(cursor.numbers(1, total))
+    return gap_positions(cursor.numbers(how.gap_bits, how.count), how.gap_bits, total)
+
+
+def _halves(numbers: torch.Tensor, exponent: int) -> bytes:
+    data: bytes = (numbers * 2.0**-exponent).half().cpu().numpy().tobytes()
+    return data
+
+
+def _read_halves(cursor: Cursor, count: int, exponent: int) -> torch.Tensor:
+    halves = np.frombuffer(cursor.take(2 * count), np.float16).copy()
+    numbers = torch.from_numpy(halves).float() * 2.0**exponent
+    if not bool(torch.isfinite(numbers).all()):
+        raise ArtifactError("a scale or an entry is not finite: the file is damaged")
+    return numbers

@@ -39,6 +39,11 @@ class Site:
         return int(torch.Size(self.shape).numel())
 
     @property
+    def module(self) -> str:
+        """Dotted name of the module that holds the weight."""
+        return self.parameter.rpartition(".")[0]
+
+    @property
     def channels(self) -> int:
         """Number of output channels."""
         return self.shape[self.channel_axis]

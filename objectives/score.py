@@ -1,4 +1,4 @@
-"""Scoring one candidate: stitch, re-estimate BatchNorm, evaluate, and, while it is promising, distil."""
+"""Scoring one candidate: stitch, correct, evaluate, and, while it is promising, distil."""
 
 import copy
 import hashlib
@@ -7,57 +7,31 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from compress.apply import stitch
+from compress.apply import Applied, SiteReport, apply
 from compress.artifact import Layout
-from compress.calibration import reestimate_if_better
+from compress.calibration import BatchNormStatistics, BiasCorrection, Correction, correct
 from compress.coding import CodedWeight
-from compress.database import LayerDatabase, kept_mask
-from compress.distillation import Lesson, Student, soft_loss
+from compress.distillation import soft_loss
+from compress.family import Variant
 from compress.files import artifact_path, write_file
 from compress.inputs import outputs
-from objectives.accuracy import Accuracy, summarize
+from compress.training.student import Student
+from objectives.accuracy import Accuracy
 from objectives.compute import dense_macs, policy_macs
-from objectives.workload import LoadedWorkload, SplitName
+from objectives.evaluation import Evaluation, Teacher, forward, seed_of
+from objectives.judging import JUDGED, judge
+from objectives.models import Models
+from objectives.splits import SplitName
+from objectives.workload import LoadedWorkload
 from spaces.errors import ArtifactError, CandidateError, RetryableError, SlimfrontError, WorkloadError
 from spaces.policy import Policy
 
 Promote = Callable[[int, float, int], bool]
 Keep = Callable[[float, int], bool]
-JUDGED: tuple[SplitName, SplitName] = ("validation", "test")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How candidates are evaluated; fixed for a study.
-
-    Attributes:
-        seed: of the study.
-        chunk: samples a forward pass.
-        threads: torch threads.
-        device: "cpu" or "cuda".
-        steps: training steps after which rungs 1, 2, ... are scored.
-        cache: folder for packed files.
-    """
-
-    seed: int
-    chunk: int
-    threads: int
-    device: str
-    steps: tuple[int, ...]
-    cache: Path
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """The float model's outputs, computed once: (samples, ...), float32."""
-
-    train: torch.Tensor
-    calibration: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -99,38 +73,6 @@ class FloatScore:
     macs: float
 
 
-def resolve_device(wished: str) -> str:
-    """`auto` is cuda where there is one.
-
-    Raises:
-        WorkloadError: cuda is wished for and there is none.
-    """
-    if wished == "cuda" and not torch.cuda.is_available():
-        raise WorkloadError("device: given cuda, but torch sees no CUDA device; take auto or cpu")
-    return "cuda" if wished != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def teach(loaded: LoadedWorkload, evaluation: Evaluation) -> Teacher:
-    """The teacher's outputs on train (empty where nothing is distilled) and calibration data."""
-    torch.set_num_threads(evaluation.threads)
-    model = loaded.model.to(evaluation.device)
-    try:
-        calibration = _forward(loaded, model, "calibration", evaluation)
-        train = _forward(loaded, model, "train", evaluation) if evaluation.steps else calibration[:0]
-    finally:
-        model.cpu()
-    return Teacher(train, calibration)
-
-
-def _forward(loaded: LoadedWorkload, model: nn.Module, split: SplitName, evaluation: Evaluation) -> torch.Tensor:
-    try:
-        return outputs(model, loaded.splits[split].inputs, evaluation.chunk, evaluation.device)
-    except Exception as error:
-        raise WorkloadError(
-            f"{loaded.entry}: the model fails on the {split} split: {type(error).__name__}: {error}"
-        ) from error
-
-
 def _macs(loaded: LoadedWorkload) -> dict[str, float]:
     try:
         return dense_macs(loaded.model, loaded.sites, loaded.workload.example_input)
@@ -154,12 +96,9 @@ class Scorer:
         torch.set_num_threads(evaluation.threads)
         if evaluation.device == "cuda":
             torch.use_deterministic_algorithms(True, warn_only=True)
-        self._loaded, self._evaluation, self._teacher = loaded, evaluation, teacher
-        self.layout = Layout(loaded.model, loaded.sites, loaded.entry)
-        self.database = LayerDatabase(loaded.model, loaded.sites)
-        self._dense_macs = _macs(loaded)
-        split = loaded.splits["train"]
-        self._lesson = Lesson(split.inputs, teacher.train, split.targets, loaded.hard_loss(), loaded.workload.outputs)
+        self.loaded, self.evaluation, self.teacher = loaded, evaluation, teacher
+        self.models = Models(loaded, evaluation, teacher)
+        self._macs: dict[tuple[str | None, bytes], dict[str, float]] = {}
 
     def float_score(self) -> FloatScore:
         """The uncompressed model's score.
@@ -167,17 +106,19 @@ class Scorer:
         Raises:
             WorkloadError: model or metric fails, or the metric is not finite on it, so nothing could be searched.
         """
-        model = self._loaded.model.to(self._evaluation.device)
+        model = self.loaded.model.to(self.evaluation.device)
         try:
             validation, test = (
-                self._judge(_forward(self._loaded, model, name, self._evaluation), name) for name in JUDGED
+                judge(self.loaded, forward(self.loaded, model, name, self.evaluation), name) for name in JUDGED
             )
         except CandidateError as error:
-            raise WorkloadError(f"{self._loaded.entry}: the float model cannot be scored: {error}") from error
+            raise WorkloadError(f"{self.loaded.entry}: the float model cannot be scored: {error}") from error
         finally:
             model.cpu()
-        weights = sum(self.database.weight(site.name).nbytes for site in self._loaded.sites)
-        return FloatScore(self.layout.file_bytes(weights), validation, test, sum(self._dense_macs.values()))
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        weights = sum(parameters[site.parameter].nbytes for site in self.loaded.sites)
+        layout = Layout(model, self.loaded.sites, self.loaded.entry, b"")
+        return FloatScore(layout.file_bytes(weights), validation, test, sum(_macs(self.loaded).values()))
 
     def check_loss(self) -> None:
         """Try the loss against targets once, on the float model's outputs.
@@ -185,12 +126,13 @@ class Scorer:
         Raises:
             WorkloadError: it fails or is not finite, so no candidate could be trained.
         """
-        lesson, some = self._lesson, slice(0, self._evaluation.chunk)
-        if lesson.hard is None or lesson.targets is None or not lesson.teacher.shape[0]:
+        lesson = self.models.lesson
+        if lesson.hard is None or lesson.targets is None or not self.evaluation.steps:
             return
-        where = f"{self._loaded.entry}: the loss ({getattr(lesson.hard, '__name__', 'given')}) on the train split"
+        some = torch.arange(min(self.evaluation.chunk, lesson.targets.shape[0]))
+        where = f"{self.loaded.entry}: the loss ({getattr(lesson.hard, '__name__', 'given')}) on the train split"
         try:
-            value = float(lesson.hard(lesson.teacher[some], lesson.targets[some]))
+            value = float(lesson.hard(lesson.teacher.at(some), lesson.targets[some]))
         except Exception as error:
             raise WorkloadError(
                 f"{where} fails: {type(error).__name__}: {error}; give the Workload a loss, or set "
@@ -215,18 +157,19 @@ class Scorer:
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise RetryableError(f"out of memory: {error}") from error
         except OSError as error:
-            raise RetryableError(f"the cache folder {self._evaluation.cache} cannot be written: {error}") from error
+            raise RetryableError(f"the cache folder {self.evaluation.cache} cannot be written: {error}") from error
         except Exception as error:
             raise CandidateError(f"{type(error).__name__}: {error}") from error
 
     def _score(self, policy: Policy, promote: Promote, keep: Keep) -> Score:
-        evaluation = self._evaluation
+        evaluation = self.evaluation
         clock = time.perf_counter()
-        coded = self.database.policy(policy.sites)
-        model = stitch(self._loaded.model, self._loaded.sites, coded).to(evaluation.device)
-        loss = self._calibrate(model)
+        variant, applied = self._apply(policy)
+        model, coded = applied.model.to(evaluation.device), applied.coded
+        shifts = {name: layer.shift for name, layer in applied.layers.items() if layer.shift is not None}
+        loss = self._correct(model, BiasCorrection(variant.sites, shifts))
         validation = self._accuracy(model, "validation")
-        rungs = [self._rung(0, validation, coded, loss, clock)]
+        rungs = [self._rung(0, validation, variant, coded, loss, clock)]
         student: Student | None = None
         generator = torch.Generator().manual_seed(seed_of(evaluation.seed, policy.digest))
         for rung, until in enumerate(evaluation.steps, start=1):
@@ -234,63 +177,96 @@ class Scorer:
             if policy.distillation is None or not promote(last.rung, last.accuracy, last.bytes):
                 break
             clock = time.perf_counter()
-            student = student or self._student(policy, model, coded)
-            student.train(
-                self._lesson,
-                policy.distillation,
-                until - (evaluation.steps[rung - 2] if rung > 1 else 0),
-                generator,
-            )
+            student = student or self._student(policy, variant, model, applied)
+            student.train(self.models.lesson, until - (evaluation.steps[rung - 2] if rung > 1 else 0), generator)
             coded_now, now = student.finish(), copy.deepcopy(student.model)
-            loss_now = self._calibrate(now)
+            loss_now = self._correct(now)
             if loss_now < loss:  # chosen on calibration data: a student that unlearned is not taken
                 coded, model, loss = coded_now, now, loss_now
                 validation = self._accuracy(model, "validation")
-            rungs.append(self._rung(rung, validation, coded, loss, clock))
-        artifact = self._keep(model, coded) if keep(validation.value, rungs[-1].bytes) else None
+            rungs.append(self._rung(rung, validation, variant, coded, loss, clock))
+        artifact = self._keep(variant.layout, model, coded) if keep(validation.value, rungs[-1].bytes) else None
         return Score(validation.value, validation.ci95, rungs[-1].bytes, rungs[-1].macs, tuple(rungs), artifact)
 
-    def _student(self, policy: Policy, model: nn.Module, coded: Mapping[str, CodedWeight]) -> Student:
-        originals = {site.name: self.database.weight(site.name) for site in self._loaded.sites}
-        kept = {name: kept_mask(weight, policy.sites[name]) for name, weight in originals.items()}
-        return Student(copy.deepcopy(model), self._loaded.sites, originals, kept, coded)
+    def report(self, policy: Policy) -> tuple[SiteReport, ...]:
+        """What a policy does at each site, without training.
 
-    def _calibrate(self, model: nn.Module) -> float:
-        evaluation, split = self._evaluation, self._loaded.splits["calibration"]
+        Raises:
+            CandidateError: the policy does not fit the workload.
+        """
+        return self._apply(policy)[1].report
+
+    def _apply(self, policy: Policy) -> tuple[Variant, Applied]:
+        variant = self.models.variant(policy)
+        database = self.models.database(policy.model)
+        return variant, apply(variant.model, variant.sites, policy.sites, database, variant.cuts)
+
+    def _student(self, policy: Policy, variant: Variant, model: nn.Module, applied: Applied) -> Student:
+        parameters = dict(variant.model.named_parameters(remove_duplicate=False))
+        originals = {site.name: parameters[site.parameter].detach() for site in variant.sites}
+        kept = {}
+        for site in variant.sites:
+            mask = applied.layers[site.name].kept
+            kept[site.name] = torch.ones(site.shape, dtype=torch.bool) if mask is None else site.weight(mask)
+        settings = policy.distillation
+        if settings is None:
+            raise CandidateError("the policy has no settings of distillation")
+        early = self._early(variant) if settings.rewind and policy.model is None else None  # students have none
+        prune = {name: choice.prune for name, choice in policy.sites.items()}
+        return Student(copy.deepcopy(model), variant.sites, originals, kept, applied.coded, settings, prune, early)
+
+    def _early(self, variant: Variant) -> dict[str, torch.Tensor]:
+        """Early weights of the brought model's sites, with its channels cut out."""
+        given = self.loaded.workload.early
+        if given is None:
+            raise CandidateError(
+                "distillation.rewind: the workload offers no early weights of its model: give Workload(early=...), or "
+                "set distillation.rewind to false"
+            )
+        whole = {site.name: given[site.parameter].float() for site in variant.sites}
+        cuts = variant.cuts
+        return {
+            site.name: whole[site.name].flatten()[cuts[site.name].index] if site.name in cuts else whole[site.name]
+            for site in variant.sites
+        }
+
+    def _correct(self, model: nn.Module, *more: Correction) -> float:
+        """Correct a model on calibration data, where that lowers the loss there; the loss that remains."""
+        evaluation, split = self.evaluation, self.loaded.splits["calibration"]
 
         def loss(candidate: nn.Module) -> float:
             out = outputs(candidate, split.inputs, evaluation.chunk, evaluation.device)
-            return float(soft_loss(out, self._teacher.calibration, 1.0, self._loaded.workload.outputs))
+            return float(soft_loss(out, self.teacher.calibration, 1.0, self.loaded.workload.outputs))
 
-        return reestimate_if_better(model, split.inputs, evaluation.chunk, loss, evaluation.device)
+        statistics = BatchNormStatistics(split.inputs, evaluation.chunk, evaluation.device)
+        return correct(model, (*more, statistics), loss)
 
     def _accuracy(self, model: nn.Module, name: SplitName) -> Accuracy:
-        inputs = self._loaded.splits[name].inputs
-        return self._judge(outputs(model, inputs, self._evaluation.chunk, self._evaluation.device), name)
-
-    def _judge(self, out: torch.Tensor, name: SplitName) -> Accuracy:
-        split = self._loaded.splits[name]
-        targets: Any = split.targets
-        try:
-            result = self._loaded.workload.metric(out, targets)
-        except Exception as error:
-            raise CandidateError(f"the metric failed on the {name} split: {type(error).__name__}: {error}") from error
-        return summarize(result, split.samples)
+        inputs = self.loaded.splits[name].inputs
+        return judge(self.loaded, outputs(model, inputs, self.evaluation.chunk, self.evaluation.device), name)
 
     def _rung(
-        self, rung: int, accuracy: Accuracy, coded: Mapping[str, CodedWeight], loss: float, since: float
+        self,
+        rung: int,
+        accuracy: Accuracy,
+        variant: Variant,
+        coded: Mapping[str, CodedWeight],
+        loss: float,
+        since: float,
     ) -> RungScore:
+        key = (variant.member.name, variant.layout.structure)
+        if key not in self._macs:
+            self._macs[key] = dense_macs(variant.model, variant.sites, self.loaded.workload.example_input)
         density = {name: one.nonzero / one.values.numel() for name, one in coded.items()}
-        macs = policy_macs(self._dense_macs, density)
-        return RungScore(rung, accuracy.value, self._bytes(coded), macs, loss, time.perf_counter() - since)
+        macs = policy_macs(self._macs[key], density)
+        size = sum(one.payload_bytes(self.evaluation.coding) for one in coded.values())
+        bytes = variant.layout.file_bytes(size)
+        return RungScore(rung, accuracy.value, bytes, macs, loss, time.perf_counter() - since)
 
-    def _bytes(self, coded: Mapping[str, CodedWeight]) -> int:
-        return self.layout.file_bytes(sum(one.payload_bytes for one in coded.values()))
-
-    def _keep(self, model: nn.Module, coded: Mapping[str, CodedWeight]) -> str:
-        blob = self.layout.pack(model, coded)
+    def _keep(self, layout: Layout, model: nn.Module, coded: Mapping[str, CodedWeight]) -> str:
+        blob = layout.pack(model, coded)
         sha256 = hashlib.sha256(blob).hexdigest()
-        path = artifact_path(self._evaluation.cache, sha256)
+        path = artifact_path(self.evaluation.cache, sha256)
         if not path.exists():
             write_file(path, blob)
         return sha256
@@ -305,13 +281,8 @@ class Scorer:
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file")
         try:
-            return self._accuracy(self.layout.unpack(path).to(self._evaluation.device), name)
+            return self._accuracy(self.models.family.load(path).to(self.evaluation.device), name)
         except SlimfrontError:
             raise
         except Exception as error:
             raise CandidateError(f"{path}: cannot be scored: {type(error).__name__}: {error}") from error
-
-
-def seed_of(seed: int, text: str) -> int:
-    """A 63-bit seed from the study's seed and a text such as a policy digest."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8]) >> 1

@@ -5,30 +5,28 @@ import copy
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.parameter import is_lazy
-from torch.utils.data import DataLoader, Dataset, default_collate
 
 from compress.distillation import HardLoss, OutputKind
-from compress.inputs import Inputs, count
+from compress.inputs import Inputs
 from compress.sites import Site, find_sites
 from objectives.accuracy import accuracy
+from objectives.splits import SPLITS, Data, Split, SplitName, at, read_split, tensors_of
 from spaces.errors import WorkloadError
+from spaces.space import TRAINED
 
 Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | float]
-Data = Sequence[Any] | Dataset[Any] | DataLoader[Any] | torch.Tensor | Mapping[str, torch.Tensor]
-SplitName = Literal["train", "calibration", "validation", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "calibration", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +49,9 @@ class Workload:
         outputs: "logits" are compared as distributions over the last axis, "values" by squared error.
         chance: accuracy of guessing, where plots and the hypervolume start.
         licence: of data and weights, in one sentence.
+        students: smaller models that may be taken instead, by name: they take the same inputs and give outputs of the
+            same shape, and learn from the trained model before they are compressed.
+        early: weights of the model early in its training, by name, from which surviving weights may be rewound.
 
     Example:
         >>> from slimfront import Workload
@@ -71,26 +72,16 @@ class Workload:
     outputs: OutputKind = "logits"
     chance: float = 0.0
     licence: str = ""
-
-
-@dataclass(frozen=True)
-class Split:
-    """All samples of a split in memory, in a fixed order."""
-
-    inputs: Inputs
-    targets: torch.Tensor | None
-
-    @property
-    def samples(self) -> int:
-        """How many there are."""
-        return count(self.inputs)
+    students: Mapping[str, nn.Module] = field(default_factory=dict)
+    early: Mapping[str, torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class LoadedWorkload:
-    """A workload that was checked, with its own copy of the model in evaluation mode on the CPU.
+    """A workload that was checked, with its own copies of the models in evaluation mode on the CPU.
 
-    `model_sha256` and `data_sha256` are over names, shapes, types and bytes.
+    `model_sha256` (of the model, its students and early weights) and `data_sha256` are over names, shapes, types and
+    bytes.
     """
 
     entry: str
@@ -100,6 +91,7 @@ class LoadedWorkload:
     sites: tuple[Site, ...]
     model_sha256: str
     data_sha256: str
+    students: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def hard_loss(self) -> HardLoss | None:
         """The loss against targets; None where there is none to take."""
@@ -130,35 +122,72 @@ def load_workload(entry: str, name: str | None = None) -> LoadedWorkload:
         raise WorkloadError(f"{entry}: model is {type(workload.model).__name__}, expected a torch.nn.Module")
     if workload.outputs not in ("logits", "values"):
         raise WorkloadError(f"{entry}: outputs is {workload.outputs!r}, expected 'logits' or 'values'")
-    for field in ("metric", "loss"):
-        given = getattr(workload, field)
-        if not callable(given) and not (field == "loss" and given is None):
-            raise WorkloadError(f"{entry}: {field} is {type(given).__name__}, expected a callable (outputs, targets)")
-    try:
-        model = copy.deepcopy(workload.model).cpu().eval()
-    except Exception as error:
-        raise WorkloadError(f"{entry}: the model cannot be copied: {type(error).__name__}: {error}") from error
-    for key, tensor in model.state_dict(keep_vars=True).items():
-        if is_lazy(tensor):
-            raise WorkloadError(f"{entry}: the model's {key} has no shape yet: call a lazy model once before")
-        if not isinstance(tensor, torch.Tensor):
-            raise WorkloadError(f"{entry}: the model's state {key} is {type(tensor).__name__}, expected a tensor")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise WorkloadError(f"{entry}: the model's {key} has values that are not finite; train or load it first")
-    try:
-        sites = find_sites(model)
-    except WorkloadError as error:
-        raise WorkloadError(f"{entry}: {error}") from error
-    splits = {split: _split(entry, split, getattr(workload, split)) for split in SPLITS}
+    for key in ("metric", "loss"):
+        given = getattr(workload, key)
+        if not callable(given) and not (key == "loss" and given is None):
+            raise WorkloadError(f"{entry}: {key} is {type(given).__name__}, expected a callable (outputs, targets)")
+    model, sites = _own_copy(f"{entry}: the model", workload.model)
+    students = _students(entry, workload.students)
+    early = _early(entry, workload.early, model)
+    splits = {split: read_split(entry, split, getattr(workload, split)) for split in SPLITS}
     return LoadedWorkload(
         entry=name or entry,
         workload=workload,
         model=model,
         splits=splits,
         sites=sites,
-        model_sha256=_sha256(model.state_dict()),
-        data_sha256=_sha256({f"{k}.{n}": t for k, split in splits.items() for n, t in _tensors(split).items()}),
+        model_sha256=sha256_of({**model.state_dict(), **_named("student", students), **early}),
+        data_sha256=sha256_of({f"{k}.{n}": t for k, split in splits.items() for n, t in tensors_of(split).items()}),
+        students=students,
     )
+
+
+def _own_copy(where: str, given: nn.Module) -> tuple[nn.Module, tuple[Site, ...]]:
+    """A copy of a model, in evaluation mode on the CPU, and its sites."""
+    try:
+        model = copy.deepcopy(given).cpu().eval()
+    except Exception as error:
+        raise WorkloadError(f"{where} cannot be copied: {type(error).__name__}: {error}") from error
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        if is_lazy(tensor):
+            raise WorkloadError(f"{where}'s {key} has no shape yet: call a lazy model once before")
+        if not isinstance(tensor, torch.Tensor):
+            raise WorkloadError(f"{where}'s state {key} is {type(tensor).__name__}, expected a tensor")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise WorkloadError(f"{where}'s {key} has values that are not finite; train or load it first")
+    try:
+        return model, find_sites(model)
+    except WorkloadError as error:
+        raise WorkloadError(f"{where}: {error}") from error
+
+
+def _students(entry: str, given: Any) -> dict[str, nn.Module]:
+    if not isinstance(given, Mapping):
+        raise WorkloadError(f"{entry}: students is {type(given).__name__}, expected a dict of name and model")
+    found = {}
+    for name, model in given.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name == TRAINED:
+            raise WorkloadError(f"{entry}: student {name!r}: a name has letters, digits, dots and dashes")
+        if not isinstance(model, nn.Module):
+            raise WorkloadError(f"{entry}: student {name} is {type(model).__name__}, expected a torch.nn.Module")
+        found[name] = _own_copy(f"{entry}: the student {name}", model)[0]
+    return found
+
+
+def _early(entry: str, given: Any, model: nn.Module) -> dict[str, torch.Tensor]:
+    """The early weights under names of their own; refused where they are not the model's."""
+    if given is None:
+        return {}
+    known = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in known.items():
+        if name not in given or tuple(given[name].shape) != tuple(parameter.shape):
+            shape = tuple(given[name].shape) if name in given else "missing"
+            raise WorkloadError(f"{entry}: early weights {name}: {shape}, the model has {tuple(parameter.shape)}")
+    return {f"early.{name}": torch.as_tensor(given[name]) for name in known}
+
+
+def _named(what: str, models: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+    return {f"{what}.{name}.{key}": t for name, model in models.items() for key, t in model.state_dict().items()}
 
 
 def _call(entry: str) -> object:
@@ -178,7 +207,7 @@ def _call(entry: str) -> object:
     except WorkloadError:
         raise
     except Exception as error:
-        raise WorkloadError(f"workload {entry}: calling {function}() failed{_at(error)}") from error
+        raise WorkloadError(f"workload {entry}: calling {function}() failed{at(error)}") from error
 
 
 def _import(entry: str, where: str) -> ModuleType:
@@ -205,112 +234,11 @@ def _import(entry: str, where: str) -> ModuleType:
             f"workload {entry}: no module named {error.name!r}; install it, or give a file: file.py:function"
         ) from error
     except Exception as error:
-        raise WorkloadError(f"workload {entry}: importing {where} failed{_at(error)}") from error
+        raise WorkloadError(f"workload {entry}: importing {where} failed{at(error)}") from error
 
 
-def _at(error: Exception) -> str:
-    """The innermost line of user code in words."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"{place}: {type(error).__name__}: {error}"
-
-
-def _split(entry: str, name: SplitName, data: Any) -> Split:
-    where = f"{entry}: the {name} split"
-    try:
-        split = _collect(data)
-    except WorkloadError as error:
-        raise WorkloadError(f"{where} {error}") from error
-    except Exception as error:
-        raise WorkloadError(f"{where} cannot be read{_at(error)}") from error
-    if split is None or split.samples == 0:
-        raise WorkloadError(f"{where} is empty: give it at least one sample")
-    parts = _tensors(split)
-    lengths = {key: part.shape[0] if part.ndim else 0 for key, part in parts.items()}
-    if len(set(lengths.values())) != 1:
-        raise WorkloadError(f"{where}: inputs and targets have different lengths: {lengths}")
-    return split
-
-
-def _collect(data: Any) -> Split | None:
-    if isinstance(data, DataLoader):
-        batches = [_pair(batch) for batch in data]
-        if not batches:
-            return None
-        known = [target for _, target in batches if target is not None]
-        return Split(_concatenate([x for x, _ in batches]), torch.cat(known) if known else None)
-    if isinstance(data, torch.Tensor | Mapping) or (isinstance(data, tuple | list) and _is_pair(data)):
-        inputs, targets = _pair(data)
-        return Split(_clone(inputs), targets)
-    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
-        raise WorkloadError(
-            f"is {type(data).__name__}, expected a pair of tensors (inputs, targets), a Dataset with a length or a "
-            "DataLoader"
-        )
-    if len(data) == 0:
-        return None
-    inputs, targets = _pair(default_collate([data[i] for i in range(len(data))]))
-    return Split(_clone(inputs), targets)
-
-
-def _is_pair(data: Sequence[Any]) -> bool:
-    """Whether it is (inputs, targets); two samples of (inputs, targets) each are not."""
-    return (
-        len(data) == 2
-        and (isinstance(data[0], Mapping | tuple) or _is_array(data[0]))
-        and (data[1] is None or _is_array(data[1]))
-    )
-
-
-def _is_array(part: object) -> bool:
-    return isinstance(part, torch.Tensor) or hasattr(part, "__array__")
-
-
-def _pair(batch: Any) -> tuple[Inputs, torch.Tensor | None]:
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        inputs, targets = batch
-        return _inputs(inputs), None if targets is None else torch.as_tensor(targets).clone()
-    return _inputs(batch), None
-
-
-def _inputs(given: Any) -> Inputs:
-    if isinstance(given, Mapping):
-        return {str(key): torch.as_tensor(value) for key, value in given.items()}
-    if isinstance(given, tuple | list):
-        return tuple(torch.as_tensor(part) for part in given)
-    return torch.as_tensor(given)
-
-
-def _concatenate(parts: Sequence[Any]) -> Inputs:
-    first = parts[0]
-    if isinstance(first, dict):
-        return {key: torch.cat([part[key] for part in parts]) for key in first}
-    if isinstance(first, tuple):
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
-    return torch.cat(list(parts))
-
-
-def _clone(inputs: Inputs) -> Inputs:
-    """A copy in memory aligned by torch: alignment changes the last bits of a product."""
-    if isinstance(inputs, dict):
-        return {key: part.clone() for key, part in inputs.items()}
-    if isinstance(inputs, tuple):
-        return tuple(part.clone() for part in inputs)
-    return inputs.clone()
-
-
-def _tensors(split: Split) -> dict[str, torch.Tensor]:
-    match split.inputs:
-        case torch.Tensor():
-            found = {"inputs": split.inputs}
-        case tuple():
-            found = {f"inputs[{i}]": part for i, part in enumerate(split.inputs)}
-        case _:
-            found = {f"inputs[{key}]": part for key, part in split.inputs.items()}
-    return found if split.targets is None else {**found, "targets": split.targets}
-
-
-def _sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+def sha256_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 (hex) over names, shapes, types and bytes."""
     digest = hashlib.sha256()
     for key, tensor in sorted(tensors.items()):
         digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}\n".encode())

@@ -1,24 +1,27 @@
 """What is known before the first trial: the space, the float model's score, and the candidates that are tried first."""
 
-import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 
-from compress.artifact import Layout
-from compress.database import Cost, LayerDatabase
-from objectives.score import Evaluation, FloatScore, Scorer, Teacher, resolve_device, seed_of, teach
+from compress.calibration import batchnorms
+from compress.layer import Cost
+from objectives.evaluation import Evaluation, Teacher, needs_gradients, no_teacher, resolve_device, teach
+from objectives.score import FloatScore, Scorer
 from objectives.workload import LoadedWorkload, load_workload
 from search.config import Config
+from search.first import Priced, Setting, predicted, settings_of, uniform
 from search.progress import QUIET_SECONDS, say
-from search.sensitivity import predicted_front, spread
+from search.space import channel_pruning_of, distillation_of, space_of
 from search.study import Origin
-from spaces.policy import Choice, Policy
-from spaces.space import Space, build_space
-from spaces.target import TARGETS
+from search.tasks import LayerTask
+from spaces.errors import ConfigError
+from spaces.policy import Policy
+from spaces.space import Space
+
+Build = Callable[[Scorer, Sequence[LayerTask]], list[list[Cost]]]
 
 
 @dataclass(frozen=True)
@@ -41,30 +44,6 @@ class Prepared(Checked):
     smallest_bytes: int
 
 
-def space_of(config: Config, loaded: LoadedWorkload) -> Space:
-    """The space that a config allows on a workload.
-
-    Raises:
-        ConfigError: a glob matches no site, or a site is left without a choice.
-    """
-    settings, distillation = config.space, config.distillation
-    distils = bool(distillation.steps)
-    return build_space(
-        [site.name for site in loaded.sites],
-        bits=settings.bits,
-        ratios=settings.ratios,
-        prune=settings.prune,
-        weights=settings.weights,
-        exclude=settings.exclude,
-        rules=settings.rules,
-        target=TARGETS[config.target],
-        temperature=distillation.temperature if distils else None,
-        alpha=distillation.alpha if distils else None,
-        learning_rate=distillation.learning_rate,
-        batch_size=distillation.batch_size,
-    )
-
-
 def check(config: Config) -> Checked:
     """Load the workload, make the space, and score the float model: all that can be wrong with the input shows here.
 
@@ -78,17 +57,49 @@ def check(config: Config) -> Checked:
         device=resolve_device(config.device),
         steps=config.distillation.steps,
         cache=config.cache_folder(),
+        coding=config.resolved_coding(),
+        max_bytes=config.cache.max_bytes,
+        distillation=distillation_of(config),
+        smoothing=config.space.smoothing,
+        gradients=_looks_at_gradients(config),
     )
     torch.set_num_threads(config.threads)  # before anything is computed, as in a worker
     loaded = load_workload(config.workload_entry(), config.workload)
+    _check_training(config, loaded)
+    float_score = Scorer(loaded, evaluation, no_teacher()).float_score()
     space = space_of(config, loaded)
-    nothing = torch.empty(0)
-    float_score = Scorer(loaded, evaluation, Teacher(nothing, nothing)).float_score()
     return Checked(loaded, evaluation, space, float_score)
 
 
-def prepare(config: Config, checked: Checked | None = None) -> Prepared:
+def _looks_at_gradients(config: Config) -> bool:
+    space = config.space
+    criteria = {space.criterion, *(rule.criterion for rule in space.rules)}
+    channels = bool(space.channels) and needs_gradients((), channel_pruning_of(config))
+    return "taylor" in criteria or space.fisher or channels
+
+
+def _check_training(config: Config, loaded: LoadedWorkload) -> None:
+    """Refuse training that would fail for every candidate."""
+    distillation = config.distillation
+    if distillation.rewind and loaded.workload.early is None:
+        raise ConfigError(
+            f"distillation.rewind: given true, but {loaded.entry} offers no early weights: give the Workload `early`, "
+            "the model's parameters early in its training, or leave rewind out"
+        )
+    penalty = distillation.penalty
+    if penalty is not None and penalty.kind == "batchnorm_l1" and not batchnorms(loaded.model):
+        raise ConfigError(
+            "distillation.penalty: given batchnorm_l1, but the model has no BatchNorm; take l1 or group_lasso"
+        )
+
+
+def prepare(config: Config, checked: Checked | None = None, build: Build | None = None) -> Prepared:
     """Compute the teacher's outputs, compress each site at each choice, and predict a front.
+
+    Args:
+        config: the search.
+        checked: what `check` gave; it is called where that is None.
+        build: has layers compressed and gives their costs; None does so here and now.
 
     Raises:
         WorkloadError: the model fails on its training or calibration data, or the loss on the training data.
@@ -99,75 +110,42 @@ def prepare(config: Config, checked: Checked | None = None) -> Prepared:
     scorer = Scorer(checked.loaded, checked.evaluation, teacher)
     if config.distillation.alpha[0] < 1:
         scorer.check_loss()
-    choices = [site.choices() for site in space.sites]
-    costs = _costs(scorer.database, space, choices)
-    smallest = scorer.layout.file_bytes(sum(min(cost.bytes for cost in own) for own in costs))
-    first = [
-        *_uniform(config, space, scorer.database),
-        *_predicted(config, space, choices, costs, scorer.layout, checked.float_score.bytes),
-    ]
+    priced = _prices(scorer, space, build or build_here)
+    first = [*uniform(config, space, priced), *predicted(config, space, priced, checked.float_score.bytes)]
     return Prepared(
         **{field.name: getattr(checked, field.name) for field in fields(Checked)},
         teacher=teacher,
         scorer=scorer,
         first=first,
-        smallest_bytes=smallest,
+        smallest_bytes=min(one.smallest for one in priced),
     )
 
 
-def _costs(database: LayerDatabase, space: Space, choices: Sequence[Sequence[Choice]]) -> list[list[Cost]]:
-    """Each site compressed at each choice; a large model takes minutes, and says how far it is."""
+def _prices(scorer: Scorer, space: Space, build: Build) -> list[Priced]:
+    """What each choice costs in each setting."""
+    settings = settings_of(space)
+    sites = [(setting, site) for setting in settings for site in setting.sites]
+    tasks = [LayerTask(i, _policy(space, one), site.name, site.choices()) for i, (one, site) in enumerate(sites)]
+    costs = iter(build(scorer, tasks))
+    priced = []
+    for setting in settings:
+        variant = scorer.models.variant(_policy(space, setting))
+        priced.append(Priced(setting, variant, [next(costs) for _ in setting.sites]))
+    return priced
+
+
+def _policy(space: Space, setting: Setting) -> Policy:
+    """A policy of a setting, without choices: what is left of the model does not depend on them."""
+    return space.make({}, model=setting.model, channels=setting.channels, dropped=setting.dropped)
+
+
+def build_here(scorer: Scorer, tasks: Sequence[LayerTask]) -> list[list[Cost]]:
+    """Have all layers compressed in this process; a large model takes minutes, and says how far it is."""
     costs: list[list[Cost]] = []
     said = time.monotonic()
-    for site, own in zip(space.sites, choices, strict=True):
-        costs.append([database.cost(site.name, choice) for choice in own])
+    for task in tasks:
+        costs.append(task.run(scorer))
         if time.monotonic() - said > QUIET_SECONDS:
             said = time.monotonic()
-            say(f"compressed {len(costs)} of {len(choices)} sites at each choice")
+            say(f"compressed {len(costs)} of {len(tasks)} sites at each choice")
     return costs
-
-
-def _uniform(config: Config, space: Space, database: LayerDatabase) -> list[tuple[Origin, Policy]]:
-    """As many uniform policies as the config says: unpruned ones first, the others spread evenly over log bytes."""
-    found = space.uniform()
-    size = [np.log(sum(database.cost(name, choice).bytes for name, choice in sites.items())) for sites in found]
-    plain = [i for i, sites in enumerate(found) if not any(choice.ratio for choice in sites.values())]
-    taken = plain[: config.sampler.uniform]
-    rest = [i for i in range(len(found)) if i not in taken]
-    while rest and len(taken) < config.sampler.uniform:  # the one farthest in size from those taken
-        farthest = max(rest, key=lambda i: (min((abs(size[i] - size[j]) for j in taken), default=0.0), -i))
-        taken.append(farthest)
-        rest.remove(farthest)
-    distillation = config.distillation
-    temperature = float(np.sqrt(distillation.temperature[0] * distillation.temperature[1]))
-    alpha = sum(distillation.alpha) / 2
-    return [("uniform", space.with_distillation(found[i], temperature, alpha)) for i in taken]
-
-
-def _predicted(
-    config: Config,
-    space: Space,
-    choices: Sequence[Sequence[Choice]],
-    costs: Sequence[Sequence[Cost]],
-    layout: Layout,
-    float_bytes: int,
-) -> list[tuple[Origin, Policy]]:
-    """Policies of the predicted front at random temperatures, spread evenly along it.
-
-    They go from the smallest to a quarter of the float model; to the largest where no file is that small.
-    """
-    total, errors, chosen = predicted_front(
-        [[cost.bytes for cost in own] for own in costs], [[cost.error for cost in own] for own in costs]
-    )
-    files = np.array([layout.file_bytes(int(one)) for one in total])
-    quarter = float_bytes / 4
-    largest = quarter if quarter > files[0] else float(files[-1])
-    found: list[tuple[Origin, Policy]] = []
-    for state in spread(files, errors, config.sampler.predicted, largest):
-        sites = {site.name: own[i] for site, own, i in zip(space.sites, choices, chosen[state], strict=True)}
-        draw = random.Random(seed_of(config.seed, f"predicted {len(found)}"))  # noqa: S311 - not for secrets
-        low, high = config.distillation.temperature
-        temperature = float(min(high, max(low, low * (high / low) ** draw.random())))
-        alpha = draw.uniform(*config.distillation.alpha)
-        found.append(("predicted", space.with_distillation(sites, temperature, alpha)))
-    return found

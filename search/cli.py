@@ -157,14 +157,14 @@ app.command(
 )(export)
 app.command(
     epilog=example(
-        "slimfront apply policy.json -o model.safetensors",
+        "slimfront apply policy.json -o model.safetensors --onnx model.onnx",
         "slimfront apply policy.json -o model.safetensors --retrain --workload my_model.py:workload",
     )
 )(apply)
 app.command(
     epilog=example(
         "slimfront verify model.safetensors policy.json",
-        "slimfront verify model.safetensors policy.json --workload my_model.py:workload",
+        "slimfront verify model.onnx policy.json --workload my_model.py:workload",
     )
 )(verify)
 
@@ -227,7 +227,7 @@ def doctor(as_json: AsJson = False, storage: StorageUrl = None) -> None:
 
 @app.command(epilog=example("slimfront inspect configs/quickstart.yaml"))
 def inspect(config: ConfigFile, changes: Changes = None, as_json: AsJson = False) -> None:
-    """The sites, sizes and space of a config.
+    """The sites, channels, sizes and space of a config.
 
     Its workload is loaded and the float model scored; nothing is searched or stored.
     """
@@ -235,13 +235,13 @@ def inspect(config: ConfigFile, changes: Changes = None, as_json: AsJson = False
 
     loaded = load_config(config, changes or ())
     from search.overview import overview
-    from search.printing import overview_lines, overview_table, show
+    from search.printing import groups_table, overview_lines, overview_table, show
 
     seen = overview(loaded)
     if as_json:
         print_json(seen.document())
     else:
-        show(overview_table(seen), *overview_lines(seen))
+        show(overview_table(seen), *([groups_table(seen)] if seen.groups else []), *overview_lines(seen))
 
 
 @app.command(epilog=example("slimfront schema policy > policy.schema.json"))

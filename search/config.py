@@ -3,109 +3,29 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from search import config_fields as fields
-from search.config_errors import Key, key_path, problems_of, refusal, shown
+from search.config_errors import Key, key_path, problems_of, shown
 from search.config_file import Origins, origin_of, read_config_file
+from search.config_sections import (
+    BudgetConfig,
+    CacheConfig,
+    DistillationConfig,
+    SamplerConfig,
+    Section,
+    SpaceConfig,
+    as_cache,
+)
 from spaces.errors import ConfigError
-from spaces.target import TargetName
+from spaces.target import TARGETS, CodingName, TargetName
 
 DEFAULT_STORAGE = "sqlite:///slimfront.db"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
-
-
-class RuleConfig(_Section):
-    """Values that replace the space's own at the sites that match a glob; later rules win."""
-
-    sites: fields.Glob = Field(description="glob of the sites this rule is for")
-    bits: fields.AllBits | None = Field(default=None, description="bit widths of uniform weights here; one fixes it")
-    ratios: fields.AllRatios | None = Field(default=None, description="pruning ratios here; one fixes it")
-    weights: fields.AllWeights | None = Field(default=None, description="kinds of weights here; one fixes it")
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Self:
-        if self.bits is None and self.ratios is None and self.weights is None:
-            raise refusal("at least one of bits, ratios, weights beside sites")
-        return self
-
-
-class SpaceConfig(_Section):
-    """What may be chosen at the sites."""
-
-    bits: fields.AllBits = Field(default=(2, 3, 4, 5, 6, 7, 8), description="bit widths of uniform weights")
-    ratios: fields.AllRatios = Field(
-        default=(0.0, 0.16, 0.32, 0.48, 0.64, 0.8, 0.96),
-        description="shares of a site's weights that are pruned",
-    )
-    prune: fields.AllPrune = Field(default=("unstructured",), description="kinds of pruning; none alone means ratio 0")
-    weights: fields.AllWeights = Field(default=("uniform",), description="kinds of weights")
-    exclude: fields.Globs = Field(default=(), description="globs of sites that stay float32 and unpruned")
-    rules: Annotated[tuple[RuleConfig, ...], fields.AsTuple] = Field(
-        default=(), description="values of their own for some sites; later rules win"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _unpruned(cls, given: Any) -> Any:
-        """Let ``prune: [none]`` alone stand for a ratio of 0."""
-        if isinstance(given, Mapping) and given.get("prune") in (["none"], ("none",)):
-            return {"ratios": [0.0], **given}
-        return given
-
-    @model_validator(mode="after")
-    def _ratios_fit(self) -> Self:
-        if self.prune == ("none",):
-            keys: list[Key] = [("ratios",), *(("rules", i, "ratios") for i in range(len(self.rules)))]
-            for key, ratios in zip(keys, [self.ratios, *(rule.ratios for rule in self.rules)], strict=True):
-                if any(ratios or ()):
-                    raise refusal("[0.0] only, because space.prune is [none]", given=shown(ratios), at=key)
-        return self
-
-
-class DistillationConfig(_Section):
-    """How promising candidates are trained on under the teacher's eyes."""
-
-    temperature: fields.Temperatures = Field(
-        default=(1.0, 8.0), description="range of temperatures [low, high], searched on a log scale"
-    )
-    alpha: fields.Shares = Field(default=(0.5, 1.0), description="range of the soft loss's share [low, high]")
-    learning_rate: float = Field(default=0.001, gt=0, le=1, description="learning rate of the training")
-    batch_size: fields.Count = Field(default=64, description="samples in a training batch")
-    steps: fields.Steps = Field(
-        default=(60,), description="training steps at which rungs 1, 2, ... end; [] for one-shot only"
-    )
-    margin: float = Field(
-        default=0.02,
-        ge=0,
-        description="accuracy that a candidate may lack to the one-shot front and still be promoted",
-    )
-
-
-class SamplerConfig(_Section):
-    """Who proposes the policies, and which ones are tried before."""
-
-    name: fields.SamplerName = Field(
-        default="nsga2", description="sampler: a short name or an Optuna class's dotted path"
-    )
-    options: fields.Options = Field(default={}, description="keyword arguments of the sampler")
-    uniform: fields.Number = Field(default=10, description="uniform policies that are tried first")
-    predicted: fields.Number = Field(default=30, description="policies of the predicted front that are tried next")
-
-
-class BudgetConfig(_Section):
-    """When the search ends."""
-
-    trials: fields.Count = Field(default=120, description="trials of the whole study")
-    timeout: fields.Seconds = Field(default=None, description="seconds this launch may search, also as 90s, 30m or 2h")
-
-
-class Config(_Section):
+class Config(Section):
     """A search: what is compressed, how, within which limits, and where.
 
     Example:
@@ -134,9 +54,11 @@ class Config(_Section):
         repr=False,
         description=f"SQLAlchemy URL; null for $SLIMFRONT_STORAGE, else {DEFAULT_STORAGE}",
     )
-    cache: fields.Folder | None = Field(
-        default=None,
-        description="folder of packed models; null for $SLIMFRONT_CACHE, else ~/.cache/slimfront",
+    coding: CodingName | None = Field(
+        default=None, description="how packed files are coded; null for the target's (entropy for storage)"
+    )
+    cache: Annotated[CacheConfig, BeforeValidator(as_cache)] = Field(
+        default=CacheConfig(), description="where compressed layers and packed models are kept; a text is the folder"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where models are evaluated and trained")
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
@@ -166,11 +88,15 @@ class Config(_Section):
         """
         home = os.environ.get("XDG_CACHE_HOME", "")
         base = Path(home) if os.path.isabs(home) else Path("~/.cache")  # XDG: ignore a relative one
-        folder = Path(self.cache or os.environ.get("SLIMFRONT_CACHE") or base / "slimfront")
+        folder = Path(self.cache.folder or os.environ.get("SLIMFRONT_CACHE") or base / "slimfront")
         try:
             return folder.expanduser().absolute()
         except RuntimeError as error:
             raise ConfigError(f"cache: given {folder}, whose home folder is not known ({error})") from error
+
+    def resolved_coding(self) -> CodingName:
+        """How packed files are coded."""
+        return self.coding or TARGETS[self.target].coding
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings that determine the search, as JSON: a study is resumed only under the same ones."""

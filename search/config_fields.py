@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from decimal import Decimal
 from difflib import get_close_matches
 from itertools import pairwise
 from keyword import iskeyword
@@ -22,6 +23,10 @@ _SAMPLER_WORDS = f"{' | '.join(SAMPLERS)}, or a dotted path such as optuna.sampl
 _OPTIONS_WORDS = "keyword arguments of the sampler: name and value"
 _TIMEOUT_WORDS = 'more than 0 seconds, as a number or as "90s", "30m" or "2h", or null'
 _URL_WORDS = "a SQLAlchemy URL such as sqlite:///slimfront.db, or null"
+_PATTERN_WORDS = "n:m with n below m and m up to 16, such as 2:4: of each 4 weights 2 stay"
+_SCALE_WORDS = "tensor, channel, or how many weights of a channel share a scale, at least 2"
+_BYTES_WORDS = "a number of bytes, also as 500MB or 2GB"
+_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _Item = TypeVar("_Item")
 
 
@@ -60,6 +65,30 @@ def _low_to_high(values: tuple[float, float]) -> tuple[float, float]:
     if values[0] > values[1]:
         raise refusal("a range with the lower number first, [low, high]")
     return values
+
+
+def _pattern(value: str) -> str:
+    found = re.fullmatch(r"(\d{1,2}):(\d{1,2})", value, re.ASCII)
+    if not found or not 1 <= int(found[1]) < int(found[2]) <= 16:
+        raise refusal(_PATTERN_WORDS)
+    return f"{int(found[1])}:{int(found[2])}"
+
+
+def _scale_per(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, int) and value < 2):
+        raise refusal(_SCALE_WORDS)
+    if not isinstance(value, int) and value not in ("tensor", "channel"):
+        raise refusal(_SCALE_WORDS)
+    return value
+
+
+def _bytes(value: Any) -> Any:
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?B)", value, re.ASCII)
+        if not found:
+            raise refusal(_BYTES_WORDS)
+        return int(Decimal(found[1]) * _BYTES[found[2]])
+    return value
 
 
 def _objectives(value: Any) -> Any:
@@ -147,8 +176,18 @@ Bits = Annotated[int, Field(ge=2, le=8)]
 Ratio = Annotated[float, Field(ge=0, lt=1), AfterValidator(abs)]  # abs: -0.0 is 0.0
 AllBits = Annotated[tuple[Bits, ...], *_SomeChoices, AfterValidator(_ascending)]
 AllRatios = Annotated[tuple[Ratio, ...], *_SomeChoices, AfterValidator(_ascending)]
-AllPrune = Annotated[tuple[Literal["none", "unstructured"], ...], *_SomeChoices]
-AllWeights = Annotated[tuple[Literal["uniform", "float16", "float32"], ...], *_SomeChoices]
+AllPrune = Annotated[tuple[Literal["none", "unstructured", "nm", "threshold"], ...], *_SomeChoices]
+AllWeights = Annotated[tuple[Literal["uniform", "codebook", "float16", "float32"], ...], *_SomeChoices]
+Pattern = Annotated[str, AfterValidator(_pattern), _words(_PATTERN_WORDS)]
+AllPatterns = Annotated[tuple[Pattern, ...], *_Choices]
+Threshold = Annotated[float, Field(gt=0)]
+AllThresholds = Annotated[tuple[Threshold, ...], *_Choices, AfterValidator(_ascending)]
+AllActivations = Annotated[tuple[Literal["float", "static", "dynamic"], ...], *_SomeChoices]
+ActivationBits = Annotated[int, Field(ge=4, le=8)]
+AllActivationBits = Annotated[tuple[ActivationBits, ...], *_SomeChoices, AfterValidator(_ascending)]
+ScalePer = Annotated[str | int, BeforeValidator(_scale_per), _words(_SCALE_WORDS)]
+AllChannelRatios = Annotated[tuple[Ratio, ...], *_Choices, AfterValidator(_ascending)]
+ByteCount = Annotated[int, BeforeValidator(_bytes), Field(ge=0), _words(_BYTES_WORDS)]
 Glob = Annotated[str, Field(min_length=1), _words("a glob of sites such as layers.*.conv1")]
 Globs = Annotated[tuple[Glob, ...], AsTuple]
 Range = (BeforeValidator(_pair), AfterValidator(_low_to_high))

@@ -98,6 +98,8 @@ def _walk(loader: Any, node: Any, key: Key, above: tuple[Any, ...]) -> Iterator[
     if any(node is other for other in above):
         raise RecursionError
     if isinstance(node, yaml.ScalarNode):
+        if node.tag in (_TAG + "int", _TAG + "float") and ":" in node.value:
+            node.tag = _TAG + "str"  # 2:4 is a pattern of pruning; YAML 1.1 would read 124, in base 60
         implied = loader.resolve(yaml.ScalarNode, node.value, (True, False))
         if node.tag != _TAG + "str" and (node.tag not in _PLAIN or node.tag != implied):
             given = f"{shown(node.value)} {_tagged(node)}"

@@ -59,6 +59,7 @@ def describe(storage: Storage, study_id: int, config: Config, prepared: Prepared
         "cache": str(evaluation.cache),
         "earlier_caches": [],
         "device": evaluation.device,
+        "coding": evaluation.coding,
         "test": {},
     }
     storage.set_study_attrs(study_id, described)

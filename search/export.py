@@ -161,8 +161,12 @@ def policy_file(storage: Storage, study: StoredStudy, point: Point) -> PolicyFil
         target=config["target"],
         sites=policy.sites,
         channels=policy.channels,
+        channel_pruning=policy.channel_pruning,
+        dropped=policy.dropped,
+        model=policy.model,
+        smoothing=policy.smoothing,
         distillation=distillation,
-        artifact=ArtifactRecord(sha256=point.artifact, bytes=point.bytes),
+        artifact=ArtifactRecord(sha256=point.artifact, bytes=point.bytes, coding=attrs["coding"]),
         score=ScoreRecord(
             accuracy=point.accuracy,
             accuracy_ci95=point.accuracy_ci95,

@@ -1,8 +1,9 @@
 """The commands from a front to a file that is deployed: export, apply and verify."""
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,7 +11,12 @@ from search.options import AsJson, PolicyPath, StorageUrl, StudyName, WorkloadEn
 from spaces.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from search.front import Front, Point
+    from spaces.policy import PolicyFile
+
+Done = tuple[dict[str, Any], "Sequence[Table | str]"]  # what was done, as JSON values and for people
 
 
 def export(
@@ -67,47 +73,120 @@ def _export(found: "Front", points: "Mapping[Path, Point]", storage: str | None)
 
 def apply(
     policy: PolicyPath,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="the packed model to write")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="the packed model to write")
+    ] = None,
+    onnx: Annotated[Path | None, typer.Option(metavar="FILE", help="the ONNX model to write, of the same file")] = None,
+    report: Annotated[bool, typer.Option("--report", help="say what the policy does at each site")] = False,
     cache: Annotated[Path | None, typer.Option(metavar="DIR", help="where the search kept packed files")] = None,
     retrain: Annotated[bool, typer.Option("--retrain", help="make the file again, and say how it differs")] = False,
     workload: WorkloadEntry = None,
+    as_json: AsJson = False,
     storage: StorageUrl = None,
 ) -> None:
-    """Hand out the packed model file that was scored.
+    """Hand out the packed file that was scored, and its ONNX model.
 
-    It is in --cache, else where the study says, else in $SLIMFRONT_CACHE or ~/.cache/slimfront.
+    The file is in --cache, else where the study says, else in $SLIMFRONT_CACHE or ~/.cache/slimfront.
     """
-    from search.printing import retrained_lines, show
+    from search.printing import show
     from spaces.policy import read_policy
 
+    _check_outputs(output, onnx, retrain, report)
     wanted = read_policy(policy)
-    if retrain:
-        from objectives.serving import retrain as make
+    told: dict[str, Any] = {"model": None, "onnx": None, "report": None}
 
-        show(*retrained_lines(make(wanted, output, workload=workload)))
-        return
+    def tell(what: str, done: Done) -> None:
+        told[what], parts = done
+        if not as_json:
+            show(*parts)
+
+    with tempfile.TemporaryDirectory() as folder:
+        packed = output or Path(folder) / "model.safetensors"
+        if output is not None or onnx is not None:
+            done = _retrain(wanted, packed, workload) if retrain else _hand_out(wanted, packed, cache, storage)
+            if output is not None:
+                tell("model", done)
+        if onnx is not None:
+            tell("onnx", _deploy(packed, onnx, workload))
+    if report:
+        tell("report", _report(wanted, workload))
+    if as_json:
+        print_json(told)
+
+
+def _check_outputs(output: Path | None, onnx: Path | None, retrain: bool, report: bool) -> None:
+    if output is None and retrain:
+        raise ConfigError("--retrain: makes the packed file again; name it with -o FILE")
+    if output is None and onnx is None and not report:
+        raise ConfigError("nothing to do: give -o FILE, --onnx FILE, --report, or several of them")
+    if output is not None and output.suffix == ".onnx":
+        raise ConfigError(f"-o: given {output}, but -o writes the packed file; for an ONNX file give --onnx {output}")
+    if output is not None and onnx is not None and output.resolve() == onnx.resolve():
+        raise ConfigError(f"-o and --onnx: both are {output}; give them two names")
+
+
+def _hand_out(wanted: "PolicyFile", output: Path, cache: Path | None, storage: str | None) -> Done:
     from search.cache import cache_of
     from search.export import apply as hand_out
 
     hand_out(wanted, output, cache=cache_of(wanted, cache, storage))
-    show(f"{output}: {wanted.artifact.bytes:,} bytes, the file that scored {wanted.score.accuracy:.4f}")
+    document = {
+        "path": str(output),
+        "bytes": wanted.artifact.bytes,
+        "sha256": wanted.artifact.sha256,
+        "accuracy": wanted.score.accuracy,
+        "expected_accuracy": wanted.score.accuracy,
+        "same_file": True,
+        "retrained": False,
+    }
+    return document, [f"{output}: {wanted.artifact.bytes:,} bytes, the file that scored {wanted.score.accuracy:.4f}"]
+
+
+def _retrain(wanted: "PolicyFile", output: Path, workload: str | None) -> Done:
+    from objectives.retraining import retrain
+    from search.printing import retrained_lines
+
+    made = retrain(wanted, output, workload=workload)
+    return {**made.document(), "retrained": True}, list(retrained_lines(made))
+
+
+def _deploy(packed: Path, onnx: Path, workload: str | None) -> Done:
+    from objectives.deployment import deploy
+    from search.printing import deployed_lines
+
+    made = deploy(packed, onnx, workload=workload)
+    return made.document(), list(deployed_lines(made))
+
+
+def _report(wanted: "PolicyFile", workload: str | None) -> Done:
+    from objectives.retraining import report
+    from search.printing import report_lines, report_table
+
+    found = report(wanted, workload=workload)
+    return found.document(), [report_table(found), *report_lines(found)]
 
 
 def verify(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="a packed model file")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="a packed model file, or its .onnx file")],
     policy: PolicyPath,
+    tolerance: Annotated[
+        float | None, typer.Option(metavar="A", help="accuracy by which scores may differ; else 0.002 or 0.005")
+    ] = None,
     workload: WorkloadEntry = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that a model file is what its policy says.
 
-    Compared are its bytes, its hash, and its accuracy on the same samples; the exit code is 1 where one differs.
+    Compared are its bytes, its hash, what was done to each site, and its accuracy on the same samples; of an ONNX
+    file its accuracy alone. The exit code is 1 where one differs.
     """
-    from objectives.serving import verify as check
+    from objectives.verification import verify as check
     from search.printing import show, verification_lines
     from spaces.policy import read_policy
 
-    found = check(model, read_policy(policy), workload=workload)
+    if tolerance is not None and not tolerance >= 0:
+        raise ConfigError(f"--tolerance: given {tolerance:g}, allowed a number from 0 on")
+    found = check(model, read_policy(policy), workload=workload, tolerance=tolerance)
     if as_json:
         print_json(found.document())
     else:

@@ -12,6 +12,7 @@ from typing import Any
 
 from search.candidates import Checked, Prepared, check, prepare
 from search.config import Config
+from search.crew import Crew
 from search.describe import describe
 from search.front import Front, front
 from search.lease import Lease
@@ -54,7 +55,7 @@ def launch(config: Config, *, takeover: bool = False) -> LaunchResult:
     checked = check(config)
     sampler = config.sampler
     Proposer(checked.space, sampler.name, sampler.options, config.seed, ()).check()
-    with _ray_beside(config, checked) as prepared:
+    with _prepared(config, checked) as (prepared, pool):
         proposer = Proposer(checked.space, sampler.name, sampler.options, config.seed, prepared.first)
         try:
             checked.evaluation.cache.mkdir(parents=True, exist_ok=True)
@@ -64,24 +65,26 @@ def launch(config: Config, *, takeover: bool = False) -> LaunchResult:
             study_id, _ = open_study(storage, config.study)
             with Lease(storage, study_id, takeover=takeover) as lease:
                 describe(storage, study_id, config, prepared)
-                interrupted = _Search(config, prepared, proposer, storage, study_id, lease).run()
+                interrupted = _Search(config, prepared, proposer, storage, study_id, lease).run(pool)
     return LaunchResult(config.study, front(config.study, url), interrupted)
 
 
 @contextlib.contextmanager
-def _ray_beside(config: Config, checked: Checked) -> Iterator[Prepared]:
-    """The prepared search; Ray, which takes seconds to start, starts beside it, and is stopped at the end if it was."""
+def _prepared(config: Config, checked: Checked) -> Iterator[tuple[Prepared, Pool]]:
+    """The prepared search and who scores its candidates; Ray, which takes seconds to start, starts beside the work."""
     if config.workers == 0:
-        yield prepare(config, checked)
+        prepared = prepare(config, checked)
+        yield prepared, LocalPool(prepared.scorer, prepared.evaluation.cache)
         return
     say(f"starting {config.workers} Ray workers")
     with ThreadPoolExecutor(1) as threads:
         starting = threads.submit(start_ray, config.workers)
+        crew = Crew(config, starting)
         try:
-            prepared = prepare(config, checked)
-            starting.result()
-            yield prepared
+            prepared = prepare(config, checked, crew.build)
+            yield prepared, crew.pool(prepared.scorer)
         finally:
+            crew.close()
             with contextlib.suppress(Exception):
                 if starting.result():
                     stop_ray()
@@ -118,33 +121,23 @@ class _Search:
             {key.removeprefix(SAMPLER_PREFIX): v for key, v in attrs.items() if key.startswith(SAMPLER_PREFIX)}
         )
 
-    def run(self) -> bool:
+    def run(self, pool: Pool) -> bool:
         """Search until the budget is used; whether it was interrupted before."""
-        pool = self._pool()
         told = self._trials.told
         total = self._config.budget.trials
         with _signals(self._stop), SearchProgress(total, told, self._prepared.float_score.bytes) as progress:
             for outcome in self._trials.finished():
                 progress.show(outcome.values, now=False)
-            try:
-                if isinstance(pool, RayPool):
-                    pool.wait_until_ready()
-                if told:
-                    progress.say(f"goes on after {told} of {total} trials")
-                progress.start()
-                self._until_budget(pool, progress)
-                interrupted = self._stop.is_set()
-                if not interrupted:
-                    self._score_test(pool, progress)
-            finally:
-                pool.close()
+            if isinstance(pool, RayPool):
+                pool.wait_until_ready()
+            if told:
+                progress.say(f"goes on after {told} of {total} trials")
+            progress.start()
+            self._until_budget(pool, progress)
+            interrupted = self._stop.is_set()
+            if not interrupted:
+                self._score_test(pool, progress)
         return interrupted
-
-    def _pool(self) -> Pool:
-        config, prepared = self._config, self._prepared
-        if config.workers == 0:
-            return LocalPool(prepared.scorer, prepared.evaluation.cache)
-        return RayPool(prepared.loaded, config.workload_entry(), prepared.evaluation, prepared.teacher, config.workers)
 
     def _until_budget(self, pool: Pool, progress: SearchProgress) -> None:
         """Ask, collect and tell until the budget is used, or until what runs is finished after a stop."""

@@ -1,11 +1,15 @@
-"""What a config would search: the sites of its model, its sizes, and how many policies there are."""
+"""What a config would search: the sites, channels and blocks of its model, its sizes, and how many policies."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from torch import nn
+
+from compress.family import Member
 from search.candidates import check, prepare
 from search.config import Config
+from spaces.target import CodingName
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,35 @@ class SiteView:
 
 
 @dataclass(frozen=True)
+class GroupView:
+    """A group of channels: how many, the modules that put them out, and the shares that may be removed, if any."""
+
+    name: str
+    channels: int
+    members: tuple[str, ...]
+    ratios: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class StudentView:
+    """A smaller model: its weights, and whether it may be taken."""
+
+    name: str
+    weights: int
+    searched: bool
+
+
+@dataclass(frozen=True)
 class Overview:
     """What a config would search.
 
     Attributes:
+        groups: of channels that can be removed, whether the config has them searched or not.
+        skipped: why other channels cannot be removed, by the name their group would have; "" is the whole model.
+        blocks: residual blocks that can be left out.
+        blocks_searched: whether they may be.
+        students: smaller models that the workload offers.
+        coding: how packed files are coded.
         float_bytes: of the uncompressed model's packed file; its accuracies are on validation and test.
         smallest_bytes: of the smallest file in the space, one-shot: exact, nothing is trained.
         axes: along which policies differ.
@@ -35,6 +64,12 @@ class Overview:
     study: str
     workload: str
     sites: tuple[SiteView, ...]
+    groups: tuple[GroupView, ...]
+    skipped: dict[str, str]
+    blocks: tuple[str, ...]
+    blocks_searched: bool
+    students: tuple[StudentView, ...]
+    coding: CodingName
     float_bytes: int
     float_accuracy: float
     float_test_accuracy: float
@@ -56,22 +91,38 @@ def overview(config: Config) -> Overview:
         ConfigError, WorkloadError: it cannot be searched.
     """
     checked = check(config)
-    whole = sum(parameter.numel() for parameter in checked.loaded.model.parameters())
-    choices = {site.name: len(site.choices()) for site in checked.space.sites}
+    loaded, space = checked.loaded, checked.space
+    member = Member(None, loaded.model, loaded.workload.example_input, loaded.entry)
+    whole = _weights(loaded.model)
+    ratios = {group.name: group.ratios for group in space.groups}
+    students = {student.name for student in space.students}
+    choices = {site.name: len(site.choices()) for site in space.sites}
     score = checked.float_score
+    # nothing is written and no student is trained for it
+    scratch = replace(checked, evaluation=replace(checked.evaluation, max_bytes=0, distillation=None))
     return Overview(
         study=config.study,
         workload=config.workload,
         sites=tuple(
             SiteView(site.name, site.shape, site.size, site.size / whole, choices[site.name], site.tied)
-            for site in checked.loaded.sites
+            for site in loaded.sites
         ),
+        groups=tuple(GroupView(one.name, one.channels, one.members, ratios.get(one.name, ())) for one in member.groups),
+        skipped=dict(member.skipped),
+        blocks=member.blocks,
+        blocks_searched=bool(space.blocks),
+        students=tuple(StudentView(name, _weights(model), name in students) for name, model in loaded.students.items()),
+        coding=checked.evaluation.coding,
         float_bytes=score.bytes,
         float_accuracy=score.validation.value,
         float_test_accuracy=score.test.value,
         macs=score.macs,
-        smallest_bytes=prepare(config, checked).smallest_bytes,
-        axes=len(checked.space.axes()),
-        log10_policies=math.log10(checked.space.size()),
+        smallest_bytes=prepare(config, scratch).smallest_bytes,
+        axes=len(space.axes()),
+        log10_policies=math.log10(space.size()),
         device=checked.evaluation.device,
     )
+
+
+def _weights(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

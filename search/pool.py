@@ -12,7 +12,9 @@ import ray
 import torch
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from objectives.score import Evaluation, Scorer, Teacher
+from compress.training.teacher import AskedOutputs
+from objectives.evaluation import Evaluation, Teacher, teach
+from objectives.score import Scorer
 from objectives.workload import LoadedWorkload, load_workload
 from search.tasks import RETRIES, Result, Task, run
 from spaces.errors import RetryableError, StudyError
@@ -31,7 +33,7 @@ class _Worker:
         name: str,
         hashes: tuple[str, str],
         evaluation: Evaluation,
-        teacher: Sequence[ray.ObjectRef[Any]],
+        teacher: Sequence[Any],
     ) -> None:
         sys.path.extend(folder for folder in path if folder not in sys.path)  # user code, where the driver finds it
         torch.set_num_threads(evaluation.threads)
@@ -42,9 +44,8 @@ class _Worker:
                 f"workload {name}: its {what} not the same in every process: seed or save what shuffles or trains "
                 "anew at each load"
             )
-        # arrays in the object store are shared by all workers and writable through torch: copied, and aligned
-        outputs = Teacher(*(torch.from_numpy(part.copy()) for part in ray.get(list(teacher))))
-        self._scorer = Scorer(loaded, evaluation, outputs)
+        outputs: list[Teacher] = ray.get(list(teacher))
+        self._scorer = Scorer(loaded, evaluation, outputs[0] if outputs else teach(loaded, evaluation))
         self._cache = evaluation.cache
 
     def ready(self) -> bool:
@@ -135,7 +136,8 @@ class RayPool:
         cpus: float = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
         if cpus < workers:
             raise StudyError(f"this process's Ray has {cpus:g} CPUs, too few for {workers} workers: take fewer")
-        parts = [ray.put(part.numpy()) for part in (teacher.train, teacher.calibration)]
+        # a teacher that is asked each time has nothing to share: each worker asks its own
+        parts = [] if isinstance(teacher.train, AskedOutputs) else [ray.put(teacher)]
         hashes = (loaded.model_sha256, loaded.data_sha256)
         gpus = min(1.0, torch.cuda.device_count() / workers) if evaluation.device == "cuda" else 0
         path = [folder for folder in sys.path if folder]
@@ -147,6 +149,22 @@ class RayPool:
         self._queue: deque[Task] = deque()
         self._running: dict[Any, tuple[Task, int]] = {}  # in the order in which they were handed out
         self._tries: dict[int, int] = {}
+        self._readying: list[Any] = []
+
+    def is_ready(self) -> bool:
+        """Whether a worker has loaded the workload; does not wait.
+
+        Raises:
+            StudyError: one could not.
+        """
+        if not self._readying:
+            self._readying = [one.ready.remote() for one in self._actors]
+        ready, _ = ray.wait(self._readying, timeout=0)
+        try:
+            ray.get(ready)
+        except RayActorError as error:
+            raise StudyError(f"a worker cannot start: {_cause(error)}") from error
+        return bool(ready)
 
     def wait_until_ready(self) -> None:
         """Wait for all workers to have loaded the workload.

@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,9 @@ from spaces.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from objectives.serving import Retrained, Verification
+    from objectives.deployment import Deployed
+    from objectives.retraining import Report, Retrained
+    from objectives.verification import Verification
     from search.doctor import Finding
     from search.front import Front, Point
     from search.overview import Overview
@@ -69,8 +72,11 @@ def _best_line(best: "Best") -> str:
 
 def verification_lines(found: "Verification") -> Iterable[str]:
     """What was compared, what does not hold, and the verdict."""
-    yield f"bytes: {found.measured_bytes:,}, the policy says {found.expected_bytes:,}"
-    yield f"hash: {_SAMENESS[found.same_file]}"
+    if found.expected_bytes is None:
+        yield f"bytes: {found.measured_bytes:,}, of an ONNX file"
+    else:
+        yield f"bytes: {found.measured_bytes:,}, the policy says {found.expected_bytes:,}"
+        yield f"hash: {_SAMENESS[found.same_file]}"
     for split, measured, expected in (
         ("validation", found.measured_accuracy, found.expected_accuracy),
         ("test", found.measured_test_accuracy, found.expected_test_accuracy),
@@ -78,7 +84,8 @@ def verification_lines(found: "Verification") -> Iterable[str]:
         yield f"accuracy on {split}: {_accuracy(measured)}, the policy says {_accuracy(expected)}"
     yield from (f"note: {note}" for note in found.notes)
     yield from (f"differs: {reason}" for reason in found.reasons)
-    yield "verified: the file is what the policy says" if found.ok else "not verified"
+    held = "scores what the policy says" if found.kind == "onnx" else "is what the policy says"
+    yield f"verified: the file {held}" if found.ok else "not verified"
 
 
 def retrained_lines(made: "Retrained") -> Iterable[str]:
@@ -86,6 +93,34 @@ def retrained_lines(made: "Retrained") -> Iterable[str]:
     yield f"{made.path}: {made.bytes:,} bytes, made again"
     yield f"hash: {_SAMENESS[made.same_file]}"
     yield f"accuracy on validation: {_accuracy(made.accuracy)}, the policy says {_accuracy(made.expected_accuracy)}"
+
+
+def deployed_lines(made: "Deployed") -> Iterable[str]:
+    """An ONNX file that was written."""
+    yield f"{made.path}: {made.bytes:,} bytes, differs from torch by {made.difference:.1e} at most"
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(made.stored.values()).items()))
+    yield f"weights of sites: {counts}"
+
+
+def report_table(found: "Report") -> "Table":
+    """What a policy does at each site."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title="what the policy does", title_justify="left")
+    for name in ("site", "choice", "zeros", "bytes", "output error", "note"):
+        made.add_column(name, justify="left" if name in ("site", "choice", "note") else "right", overflow="fold")
+    for one in found.sites:
+        numbers = f"{one.sparsity:.1%}", f"{one.bytes:,}", f"{one.error:.2g}"
+        made.add_row(Text(one.site), Text(one.choice.label), *numbers, Text(one.note or ""))
+    return made
+
+
+def report_lines(found: "Report") -> Iterable[str]:
+    """What the report holds for."""
+    yield "output error: squared, of the output on calibration data, as a share of the output's square"
+    if found.trained:
+        yield "this is before training, which moved codes and bytes: the file that was scored was trained after it"
 
 
 def _accuracy(value: float | None) -> str:
@@ -121,15 +156,39 @@ def overview_table(seen: "Overview") -> "Table":
     return made
 
 
+def groups_table(seen: "Overview") -> "Table":
+    """The channels of a model that can be removed."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title="channels that can be removed", title_justify="left")
+    for name in ("group", "channels", "put out by", "shares searched"):
+        made.add_column(name, justify="right" if name == "channels" else "left", overflow="fold")
+    for group in seen.groups:
+        shares = ", ".join(f"{ratio:g}" for ratio in group.ratios) or "none"
+        made.add_row(Text(group.name), str(group.channels), Text(", ".join(group.members)), shares)
+    return made
+
+
 def overview_lines(seen: "Overview") -> Iterable[str]:
     """The sizes of a model and its space."""
+    for name, reason in seen.skipped.items():
+        yield f"channels of {name.removeprefix('group-') or 'the model'} cannot be removed: {reason}"
+    if seen.blocks:
+        yield f"blocks that can be left out{_unless(seen.blocks_searched)}: {', '.join(seen.blocks)}"
+    for student in seen.students:
+        yield f"student {student.name}{_unless(student.searched)}: {student.weights:,} weights"
     accuracy = f"accuracy {seen.float_accuracy:.4f}, on test {seen.float_test_accuracy:.4f}"
     yield f"float model: {seen.float_bytes:,} bytes, {accuracy}, {seen.macs:,.0f} multiply-accumulates"
     smaller = seen.float_bytes / seen.smallest_bytes
-    yield f"smallest file in the space: {seen.smallest_bytes:,} bytes, {smaller:.1f}x smaller"
+    yield f"smallest file in the space: {seen.smallest_bytes:,} bytes, {smaller:.1f}x smaller; coding: {seen.coding}"
     groups = sum(bool(site.tied) for site in seen.sites)
     yield f"groups of sites that share one weight: {groups}"
     yield f"space: about 10^{seen.log10_policies:.0f} policies, {seen.axes} axes; scored on {seen.device}"
+
+
+def _unless(searched: bool) -> str:
+    return "" if searched else " (not searched)"
 
 
 def next_commands(config: Config) -> Iterable[str]:
@@ -165,7 +224,7 @@ def _storage_option(url: str) -> tuple[str, list[str]]:
 
 
 def _workload_option(config: Config) -> str:
-    from objectives.serving import SHIPPED
+    from objectives.replay import SHIPPED
 
     if config.workload in SHIPPED:
         return ""

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 from compress.files import artifact_path
+from compress.layer import Cost
 from objectives.score import Score, Scorer
 from search.rungs import Keep, Promotion
 from spaces.errors import RetryableError, SlimfrontError
-from spaces.policy import Policy
+from spaces.policy import Choice, Policy
 
 RETRIES = 2  # further tries of a task that failed for want of memory, disk or its worker
 
@@ -36,18 +37,45 @@ class TestTask:
 
 
 @dataclass(frozen=True)
+class LayerTask:
+    """Compress a site at several choices; `number` is the task's own.
+
+    Attributes:
+        policy: which model, with which channels and blocks cut out; its choices do not matter.
+        site: its name.
+        choices: what to compress it at.
+    """
+
+    number: int
+    policy: Policy
+    site: str
+    choices: tuple[Choice, ...]
+
+    def run(self, scorer: Scorer) -> list[Cost]:
+        """Have the layers in the layer database; what they cost.
+
+        Raises:
+            CandidateError: a choice does not fit the site.
+        """
+        variant = scorer.models.variant(self.policy)
+        site = next(one for one in variant.sites if one.name == self.site)
+        return scorer.models.database(self.policy.model).costs(site, self.choices, variant.cuts.get(self.site))
+
+
+@dataclass(frozen=True)
 class Result:
-    """What came back: a score, a test accuracy, or the reason why there is none; and where it was made."""
+    """What came back: a score, a test accuracy, costs, or the reason why there is none; and where it was made."""
 
     number: int
     score: Score | None = None
     test_accuracy: float | None = None
+    costs: tuple[Cost, ...] | None = None
     error: str | None = None
     seconds: float = 0.0
     host: str = ""
 
 
-Task = ScoreTask | TestTask
+Task = ScoreTask | TestTask | LayerTask
 
 
 def run(scorer: Scorer, cache: Path, task: Task) -> Result:
@@ -66,6 +94,9 @@ def run(scorer: Scorer, cache: Path, task: Task) -> Result:
             case TestTask(number, artifact):
                 test = scorer.score_file(artifact_path(cache, artifact), "test")
                 return Result(number, test_accuracy=test.value, seconds=time.perf_counter() - clock, host=host)
+            case LayerTask(number):
+                costs = tuple(task.run(scorer))
+                return Result(number, costs=costs, seconds=time.perf_counter() - clock, host=host)
     except RetryableError:
         raise
     except SlimfrontError as error:

@@ -5,99 +5,137 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from spaces.choice import (
+    Activations,
+    ChannelCriterion,
+    Choice,
+    Codebook,
+    Criterion,
+    DynamicActivations,
+    Float16,
+    Float32,
+    NoPruning,
+    Prune,
+    RangeBy,
+    Rounding,
+    ScalePer,
+    SemiStructured,
+    Share,
+    StaticActivations,
+    Threshold,
+    Uniform,
+    Unstructured,
+    Value,
+    Weights,
+)
 from spaces.errors import ConfigError
+from spaces.target import TargetName
+
+__all__ = [
+    "Activations",
+    "ArtifactRecord",
+    "ChannelCriterion",
+    "ChannelPruning",
+    "Choice",
+    "Codebook",
+    "Criterion",
+    "Distillation",
+    "DistillationRecord",
+    "DynamicActivations",
+    "Float16",
+    "Float32",
+    "NoPruning",
+    "Penalty",
+    "Policy",
+    "PolicyFile",
+    "Provenance",
+    "Prune",
+    "RangeBy",
+    "Rounding",
+    "ScalePer",
+    "ScoreRecord",
+    "SemiStructured",
+    "Share",
+    "StaticActivations",
+    "Threshold",
+    "Uniform",
+    "Unstructured",
+    "Value",
+    "Weights",
+    "WorkloadRecord",
+    "read_policy",
+]
 
 FORMAT: Final = "slimfront.policy"
 VERSION: Final = 1
 
-
-# -0.0 becomes 0.0: they are equal, so their digests must be
-Share = Annotated[float, AfterValidator(lambda value: value + 0.0)]
-
-
-class Value(BaseModel):
-    """A frozen value that refuses keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+Removed = Annotated[Share, Field(ge=0, lt=1)]
+Smoothing = Annotated[Share, Field(ge=0, le=1)]
 
 
-class NoPruning(Value):
-    """All weights of the site stay."""
+class Penalty(Value):
+    """Shrinks weights in training: L1 on weights, group lasso on channels, or L1 on BatchNorm scales."""
 
-    kind: Literal["none"] = "none"
-
-
-class Unstructured(Value):
-    """Single weights become zero: the `ratio` of them with the least `criterion`."""
-
-    kind: Literal["unstructured"] = "unstructured"
-    ratio: float = Field(gt=0, lt=1)
-    criterion: Literal["magnitude"] = "magnitude"
-
-
-class Float32(Value):
-    """Weights stay as they are."""
-
-    kind: Literal["float32"] = "float32"
-
-
-class Float16(Value):
-    """Weights are rounded to IEEE half precision."""
-
-    kind: Literal["float16"] = "float16"
-
-
-class Uniform(Value):
-    """Weights are integers times one scale per output channel (symmetric: zero is a level)."""
-
-    kind: Literal["uniform"] = "uniform"
-    bits: int = Field(ge=2, le=8)
-    scale_per: Literal["channel"] = "channel"
-    symmetric: Literal[True] = True
-    rounding: Literal["nearest"] = "nearest"
-
-
-Prune = Annotated[NoPruning | Unstructured, Field(discriminator="kind")]
-Weights = Annotated[Float32 | Float16 | Uniform, Field(discriminator="kind")]
-
-
-class Choice(Value):
-    """What is done at one site.
-
-    Example:
-        >>> Choice(prune=Unstructured(ratio=0.5), weights=Uniform(bits=4)).label
-        '4 bits, 50 % pruned'
-    """
-
-    prune: Prune = NoPruning()
-    weights: Weights = Float32()
-    activations: None = None
-
-    @property
-    def ratio(self) -> float:
-        """Share of weights pruned, 0 to below 1."""
-        return self.prune.ratio if isinstance(self.prune, Unstructured) else 0.0
-
-    @property
-    def label(self) -> str:
-        """The choice in words."""
-        weights = f"{self.weights.bits} bits" if isinstance(self.weights, Uniform) else self.weights.kind
-        return f"{weights}, {self.ratio:.0%} pruned".replace("%", " %") if self.ratio else weights
+    kind: Literal["l1", "group_lasso", "batchnorm_l1"]
+    strength: float = Field(gt=0)
 
 
 class Distillation(Value):
-    """How the compressed student learns from the float model on rungs above 0 (Hinton et al. 2015)."""
+    """How the compressed student learns from the float model on rungs above 0 (Hinton et al. 2015).
+
+    Attributes:
+        optimizer: who takes the steps.
+        schedule: how the learning rate falls within a rung.
+        masks: "static" weights once pruned stay so; "dynamic" they are chosen anew from the current weights;
+            "gradual" likewise, while the ratio rises to the policy's (cubic).
+        rewind: start from the weights that the workload offers as early ones, where it does.
+        grids: "fixed" scales and codebook entries stay; "learned" they are trained, too.
+        features: weight of the squared error between inner features of student and teacher.
+        labels: "given" targets, or what the "teacher" answers.
+        penalty: shrinks weights.
+        cache_bytes: bound on the kept outputs of the teacher; beyond it fewer are kept, or none.
+        student_steps: steps that a smaller model learns for before it is compressed.
+    """
 
     temperature: float = Field(gt=0)
     alpha: Share = Field(ge=0, le=1, description="share of the soft loss")
     learning_rate: float = Field(gt=0)
     batch_size: int = Field(ge=1, description="training samples a step")
+    optimizer: Literal["adam", "sgd"] = "adam"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    masks: Literal["static", "dynamic", "gradual"] = "static"
+    rewind: bool = False
+    grids: Literal["fixed", "learned"] = "fixed"
+    features: float = Field(default=0.0, ge=0)
+    labels: Literal["given", "teacher"] = "given"
+    penalty: Penalty | None = None
+    cache_bytes: int = Field(default=2**30, ge=0)
+    student_steps: int = Field(default=0, ge=0)
+
+
+class ChannelPruning(Value):
+    """Which channels go first (the least by `criterion`), and of what the number of those that stay is a multiple.
+
+    With `refit` the weights that are left are fitted to the inputs that are left.
+    """
+
+    criterion: ChannelCriterion = "wanda"
+    multiple: int = Field(default=1, ge=1)
+    refit: bool = True
 
 
 class Policy(Value):
     """One choice per site and the distillation settings; equal policies have equal digests.
+
+    Attributes:
+        sites: one choice per site that is left; those of a dropped block have none.
+        channels: share of a group's channels that are removed, by group.
+        channel_pruning: which of them; None where none are.
+        dropped: residual blocks that are left out.
+        model: which of the models that the workload offers; None is the trained one.
+        smoothing: alpha of SmoothQuant, applied before all else; None is not at all.
 
     Example:
         >>> policy = Policy(sites={"head": Choice(weights=Uniform(bits=4))})
@@ -106,7 +144,11 @@ class Policy(Value):
     """
 
     sites: dict[str, Choice]
-    channels: dict[str, Share] = {}
+    channels: dict[str, Removed] = Field(default_factory=dict)
+    channel_pruning: ChannelPruning | None = None
+    dropped: tuple[str, ...] = ()
+    model: str | None = None
+    smoothing: Smoothing | None = None
     distillation: Distillation | None = None
 
     @property
@@ -146,7 +188,7 @@ class ArtifactRecord(Value):
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
     bytes: int = Field(gt=0)
-    coding: Literal["packed"] = "packed"
+    coding: Literal["packed", "entropy"] = "packed"
 
 
 class ScoreRecord(Value):
@@ -181,9 +223,13 @@ class PolicyFile(Value):
     format: Literal["slimfront.policy"] = FORMAT
     version: Literal[1] = VERSION
     workload: WorkloadRecord
-    target: Literal["storage"]
+    target: TargetName
     sites: dict[str, Choice]
-    channels: dict[str, Share] = {}
+    channels: dict[str, Removed] = Field(default_factory=dict)
+    channel_pruning: ChannelPruning | None = None
+    dropped: tuple[str, ...] = ()
+    model: str | None = None
+    smoothing: Smoothing | None = None
     distillation: DistillationRecord | None
     artifact: ArtifactRecord
     score: ScoreRecord
@@ -196,6 +242,10 @@ class PolicyFile(Value):
         return Policy(
             sites=self.sites,
             channels=self.channels,
+            channel_pruning=self.channel_pruning,
+            dropped=self.dropped,
+            model=self.model,
+            smoothing=self.smoothing,
             distillation=Distillation(**settings) if settings else None,
         )
 

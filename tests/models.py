@@ -151,6 +151,11 @@ def digest(model: nn.Module) -> str:
     return found.hexdigest()
 
 
+def random_loss(out: Tensor, samples: slice) -> Tensor:
+    """A loss of some outputs that no two of them have the same share in: a sum over samples."""
+    return (out.float() * random_tensor(*out.shape[1:], seed=3)).square().sum()
+
+
 @torch.no_grad()
 def output(one: nn.Module, inputs: Inputs) -> Tensor:
     """What a model returns for a batch."""

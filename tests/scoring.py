@@ -3,7 +3,8 @@
 import random
 from pathlib import Path
 
-from objectives.score import Evaluation, Scorer, teach
+from objectives.evaluation import Evaluation, teach
+from objectives.score import Scorer
 from objectives.workload import LoadedWorkload
 from spaces.policy import (
     Choice,

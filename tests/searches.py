@@ -7,7 +7,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from search.config import BudgetConfig, Config, DistillationConfig, SamplerConfig, SpaceConfig
+from search.config import Config
+from search.config_sections import BudgetConfig, DistillationConfig, SamplerConfig, SpaceConfig
 from search.storage import open_storage
 
 STUDY = "tiny"

@@ -10,15 +10,17 @@ from optuna.trial import TrialState
 
 from objectives.score import Score
 from search.candidates import Prepared, prepare
-from search.config import Config, DistillationConfig, SamplerConfig, SpaceConfig
+from search.config import Config
+from search.config_sections import CacheConfig, DistillationConfig, SamplerConfig, SpaceConfig
 from search.storage import Storage, open_storage
 from search.study import distributions, open_study
 from spaces.policy import Policy
-from spaces.space import Space, build_space
+from spaces.site_space import SiteSpace
+from spaces.space import Space
 
 DIGITS = "objectives.workloads.digits:workload"
 CONFIG = Config(study="made-up", workload=DIGITS)
-SPACE = build_space(["body", "head"], bits=(2, 4, 8), ratios=(0.0, 0.5), prune=("unstructured",), weights=("uniform",))
+SPACE = Space(tuple(SiteSpace(name, ("uniform",), (0.0, 0.5), (2, 4, 8)) for name in ("body", "head")))
 UNIFORM = [Policy(sites=sites) for sites in SPACE.uniform()]  # 8, 4, 2 bits, then the same pruned by half
 MIXED = Policy(sites={"body": UNIFORM[1].sites["body"], "head": UNIFORM[0].sites["head"]})
 VERSIONS = {"slimfront": "0.1.0", "torch": "2.13.0", "python": "3.11.0"}
@@ -68,6 +70,7 @@ def describe(config: Config, space: Space, **changed: Any) -> dict[str, Any]:
         "test": {},
         "cache": "/nowhere",
         "device": "cpu",
+        "coding": "packed",
         **changed,
     }
 
@@ -134,7 +137,7 @@ def score_digits(folder: Path) -> DigitsStudy:
         space=SpaceConfig(bits=(2, 4, 8), ratios=(0.0, 0.5)),
         distillation=DistillationConfig(steps=(2, 4)),
         sampler=SamplerConfig(uniform=3, predicted=4),
-        cache=str(folder / "cache"),
+        cache=CacheConfig(folder=str(folder / "cache")),
     )
     url = f"sqlite:///{folder}/digits.db"
     prepared = prepare(config)
@@ -158,6 +161,7 @@ def score_digits(folder: Path) -> DigitsStudy:
         },
         smallest_bytes=prepared.smallest_bytes,
         cache=str(prepared.evaluation.cache),
+        coding=prepared.evaluation.coding,
     )
     storage = open_storage(url, create=True)
     scores, tests = [], {}

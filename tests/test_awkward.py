@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from objectives.serving import verify
+from objectives.verification import verify
 from search.cli import app
 from search.config import Config
 from search.export import apply, policy_files, select

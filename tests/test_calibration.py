@@ -1,4 +1,4 @@
-"""BatchNorm statistics: against the averages by hand, and kept only where they help."""
+"""Corrections on calibration data: against what they are by hand, and each kept only where it helps."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.calibration import batchnorms, reestimate_batchnorm, reestimate_if_better
+from compress.calibration import BatchNormStatistics, BiasCorrection, batchnorms, correct, reestimate_batchnorm
 from compress.inputs import call, chunks, outputs
+from compress.sites import find_sites
 from tests.models import digest, random_tensor, subject
 
 SHAPES = {nn.BatchNorm1d: (20, 3), nn.BatchNorm2d: (20, 3, 4, 5), nn.BatchNorm3d: (20, 3, 2, 2, 3)}
@@ -118,64 +119,197 @@ class TestModes:
             assert not any(module.training for module in model.modules())
 
 
-class TestIfBetter:
-    """Calibration as the search does it: the loss is the distance to the float model's outputs."""
+INPUTS = random_tensor(24, 2, 8, 8, seed=7) + 1
+ANEW = BatchNormStatistics(INPUTS, 8)
 
-    INPUTS = random_tensor(24, 2, 8, 8, seed=7) + 1
 
-    def distance(self, reference: nn.Module) -> Callable[[nn.Module], float]:
-        target = outputs(reference, self.INPUTS, 8)
+def distance(reference: nn.Module) -> Callable[[nn.Module], float]:
+    """The loss as the search takes it: the distance to the float model's outputs."""
+    target = outputs(reference, INPUTS, 8)
 
-        def loss(model: nn.Module) -> float:
-            return float((outputs(model, self.INPUTS, 8) - target).square().mean())
+    def loss(model: nn.Module) -> float:
+        return float((outputs(model, INPUTS, 8) - target).square().mean())
 
-        return loss
+    return loss
+
+
+class Order(nn.Sequential):
+    """A convolution whose BatchNorm stands before or behind the activation."""
+
+    def __init__(self, norm_first: bool) -> None:
+        norm, act = nn.BatchNorm2d(6), nn.ReLU()
+        pair = (norm, act) if norm_first else (act, norm)
+        super().__init__(nn.Conv2d(2, 6, 3), *pair, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+        with torch.no_grad():
+            for i, weight in enumerate(self.parameters()):
+                if weight.ndim > 1:
+                    weight.copy_(random_tensor(*weight.shape, seed=i))
+        reestimate_batchnorm(self, INPUTS, 8)
+
+
+class TestBatchNorm:
+    """Kept only where the loss is lower with it."""
 
     def test_a_model_that_needs_it_is_changed(self) -> None:
         model = subject("convolutions").model
-        reestimate_batchnorm(model, self.INPUTS, 8)
-        loss = self.distance(model)
+        reestimate_batchnorm(model, INPUTS, 8)
+        loss = distance(model)
         with torch.no_grad():
             model.get_parameter("0.weight").mul_(0.3)  # as if most of it was pruned
         before, old = loss(model), model.get_buffer("1.running_var").clone()
-        remaining = reestimate_if_better(model, self.INPUTS, 8, loss)
+        remaining = correct(model, [ANEW], loss)
         assert remaining == loss(model)
         assert remaining < before
         again = subject("convolutions").model
         again.load_state_dict(model.state_dict())
-        reestimate_batchnorm(again, self.INPUTS, 8)
+        reestimate_batchnorm(again, INPUTS, 8)
         assert torch.equal(again.get_buffer("1.running_var"), model.get_buffer("1.running_var"))
         assert not torch.equal(model.get_buffer("1.running_var"), old)
 
+    @pytest.mark.parametrize("norm_first", [True, False])
+    def test_before_and_behind_the_activation_it_takes_in_what_changed(self, norm_first: bool) -> None:
+        model = Order(norm_first)
+        loss = distance(model)
+        with torch.no_grad():
+            model.get_parameter("0.weight").mul_(0.4)
+            model.get_parameter("0.bias").mul_(0.4)  # all of the output: the norm can make up for it
+        before = loss(model)
+        assert correct(model, [ANEW], loss) < 0.05 * before
+        assert not model.training
+
     def test_a_model_that_does_not_stays_to_the_bit(self) -> None:
-        model, loss = subject("convolutions").model, self.distance(subject("convolutions").model)
+        model, loss = subject("convolutions").model, distance(subject("convolutions").model)
         before = digest(model)
-        assert reestimate_if_better(model, self.INPUTS, 8, loss) == 0.0
+        assert correct(model, [ANEW], loss) == 0.0
         assert digest(model) == before
 
-    def test_an_equal_loss_or_none_at_all_changes_nothing(self) -> None:
-        for answers in ([1.0, 1.0], [1.0, float("nan")], [1.0, float("inf")]):
-            model, left = subject("convolutions").model, iter(answers)
-            before = digest(model)
-            assert reestimate_if_better(model, self.INPUTS, 8, lambda _, left=left: next(left)) == 1.0  # type: ignore[misc]
-            assert digest(model) == before
+    @pytest.mark.parametrize("now", [1.0, float("nan"), float("inf")])
+    def test_an_equal_loss_or_none_at_all_changes_nothing(self, now: float) -> None:
+        model, answers = subject("convolutions").model, iter([1.0, now])
+        before = digest(model)
+        assert correct(model, [ANEW], lambda _: next(answers)) == 1.0
+        assert digest(model) == before
 
     def test_without_batchnorm_the_loss_is_taken_once(self) -> None:
         calls = count(1)
         model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
-        assert reestimate_if_better(model, random_tensor(4, 3), 2, lambda _: float(next(calls))) == 1.0
+        nothing = BiasCorrection(find_sites(model), {})
+        assert (
+            correct(model, [nothing, BatchNormStatistics(random_tensor(4, 3), 2)], lambda _: float(next(calls))) == 1.0
+        )
         assert next(calls) == 2
 
     def test_it_is_the_same_every_time(self) -> None:
         found = []
         for _ in range(2):
-            model, loss = subject("convolutions").model, self.distance(subject("convolutions").model)
+            model, loss = subject("convolutions").model, distance(subject("convolutions").model)
             with torch.no_grad():
                 model.get_parameter("5.weight").mul_(0.5)
                 model.get_parameter("0.weight").mul_(0.5)
-            found.append((reestimate_if_better(model, self.INPUTS, 8, loss), outputs(model, self.INPUTS, 8)))
+            found.append((correct(model, [ANEW], loss), outputs(model, INPUTS, 8)))
         assert found[0][0] == found[1][0]
         assert torch.equal(found[0][1], found[1][1])
+
+
+class TestBias:
+    """What each output channel lost on average is added to its bias."""
+
+    def test_the_mean_output_is_what_it_was(self) -> None:
+        first = nn.Linear(6, 4)
+        model = nn.Sequential(first, nn.Linear(4, 3, bias=False)).eval()
+        inputs = random_tensor(30, 6) + 2
+        sites = find_sites(model)
+        with torch.no_grad():
+            before, plain = first(inputs).mean(dim=0), first.bias.clone()
+            first.weight.mul_(0.7)
+            lost = before - first(inputs).mean(dim=0)
+        bias = BiasCorrection(sites, {"0": lost, "1": torch.ones(3)})
+        touched = bias.touched(model)
+        assert [tensor is first.bias for tensor in touched] == [True]  # the other one has none
+        bias(model)
+        with torch.no_grad():
+            assert torch.allclose(first(inputs).mean(dim=0), before, atol=1e-5)
+            assert torch.allclose(first.bias, plain + lost)
+
+    def test_tied_layers_and_sites_without_a_shift_stay(self) -> None:
+        model = subject("tied").model
+        sites = find_sites(model)
+        shifts = {site.name: torch.ones(site.channels) for site in sites}
+        assert BiasCorrection(sites, shifts).touched(model) == []
+        plain = nn.Sequential(nn.Linear(3, 3))
+        assert BiasCorrection(find_sites(plain), {}).touched(plain) == []
+
+    @pytest.mark.parametrize("name", ["recurrent", "attention", "bfloat16"])
+    def test_only_biases_of_the_layer_itself_change(self, name: str) -> None:
+        model = subject(name).model
+        sites = find_sites(model)
+        before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        BiasCorrection(sites, {site.name: torch.ones(site.channels) for site in sites})(model)
+        changed = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
+        owned = {f"{site.parameter.removesuffix('weight')}bias" for site in sites if site.parameter.endswith(".weight")}
+        assert changed == owned & before.keys()
+        assert changed
+        for key in changed:
+            assert model.state_dict()[key].dtype == before[key].dtype
+
+
+class Turn:
+    """Adds to a bias, or makes it worse."""
+
+    def __init__(self, by: float) -> None:
+        self.by, self.seen = by, 0
+
+    def touched(self, model: nn.Module) -> list[Tensor]:
+        return [model.get_parameter("9.bias")]
+
+    def __call__(self, model: nn.Module) -> None:
+        self.seen += 1
+        with torch.no_grad():
+            model.get_parameter("9.bias").add_(self.by)
+
+
+class TestEach:
+    """Of several corrections each is kept for itself."""
+
+    def test_one_that_helps_is_kept_and_one_that_does_not_is_undone(self) -> None:
+        model = subject("convolutions").model
+        loss = distance(model)
+        wanted = model.get_parameter("9.bias").detach().clone()
+        with torch.no_grad():
+            model.get_parameter("9.bias").add_(3)
+        off = model.get_parameter("9.bias").detach().clone()
+        before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        turns = [Turn(5.0), Turn(-2.0), Turn(4.0), Turn(-1.0), Turn(-0.5)]
+        assert correct(model, turns, loss) == loss(model)
+        assert [turn.seen for turn in turns] == [1] * 5
+        now = model.get_parameter("9.bias").detach()
+        assert torch.equal(now, (off - 2.0) - 1.0)
+        assert torch.allclose(now, wanted, atol=1e-6)
+        changed = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
+        assert changed == {"9.bias"}
+
+    @pytest.mark.parametrize("helps", [True, False])
+    def test_statistics_come_after_the_bias_and_know_of_it(self, helps: bool) -> None:
+        model = subject("convolutions").model
+        reestimate_batchnorm(model, INPUTS, 8)
+        loss = distance(model)
+        lost = torch.full((3,), 0.7)
+        with torch.no_grad():
+            model.get_parameter("9.bias").sub_(lost if helps else -lost)
+            model.get_parameter("0.weight").mul_(0.5)
+        start = loss(model)
+        old = model.get_parameter("9.bias").detach().clone()
+        assert correct(model, [BiasCorrection(find_sites(model), {"9": lost}), ANEW], loss) < start
+        assert torch.equal(model.get_parameter("9.bias").detach() == old, torch.full((3,), not helps))
+
+    def test_what_is_undone_is_restored_to_the_bit(self) -> None:
+        for name in ("convolutions", "tied"):
+            model = subject(name).model
+            before, losses = digest(model), iter([1.0, *[2.0] * 9])
+            sites = find_sites(model)
+            shifts = {site.name: torch.full((site.channels,), 1e-3) for site in sites}
+            assert correct(model, [BiasCorrection(sites, shifts), ANEW], lambda _, left=losses: next(left)) == 1.0  # type: ignore[misc]
+            assert digest(model) == before
 
 
 def test_chunks_are_always_cut_the_same_way() -> None:

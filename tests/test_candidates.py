@@ -2,12 +2,14 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from search.candidates import Checked, Prepared, check, prepare
-from search.config import Config, DistillationConfig, SamplerConfig, SpaceConfig
+from search.config import Config
+from search.config_sections import CacheConfig, DistillationConfig, RuleConfig, SamplerConfig, SpaceConfig
 from spaces.errors import ConfigError, WorkloadError
 from spaces.policy import Policy
 from tests import tiny as workloads
@@ -43,17 +45,18 @@ def test_uniform_policies_are_as_many_as_there_are(tmp_path: Path) -> None:
 
 def test_the_predicted_policies_are_the_least_wrong_of_their_size(tmp_path: Path) -> None:
     checked, prepared = prepared_of(tiny(tmp_path, sampler=SamplerConfig(uniform=0, predicted=12)))
-    database = prepared.scorer.database
+    database, whole = prepared.scorer.models.database(None), prepared.scorer.models.member(None).whole
+    found = {site.name: site for site in whole.sites}
     choices = [site.choices() for site in checked.space.sites]
     known = {}
     for one in itertools.product(*choices):
-        costs = [database.cost(name, choice) for name, choice in zip(SITES, one, strict=True)]
+        costs = [database.cost(found[name], choice) for name, choice in zip(SITES, one, strict=True)]
         known[one] = sum(cost.bytes for cost in costs), sum(cost.error for cost in costs)
     for _, policy in prepared.first:
         size, error = known[tuple(policy.sites[name] for name in SITES)]
         assert all(e >= error - 1e-12 or b > size for b, e in known.values())
         checked.space.params(policy)  # raises where it is not in the space
-    assert prepared.smallest_bytes == prepared.scorer.layout.file_bytes(min(size for size, _ in known.values()))
+    assert prepared.smallest_bytes == whole.layout.file_bytes(min(size for size, _ in known.values()))
     assert len(prepared.first) > 5
 
 
@@ -68,9 +71,43 @@ def test_it_is_the_same_every_time_and_the_seed_only_draws_temperatures(tmp_path
         assert origin == "predicted" or policy.distillation.temperature == pytest.approx((low * high) ** 0.5)
 
 
-def test_nothing_is_written(tmp_path: Path) -> None:
-    prepared_of(tiny(tmp_path))
+def test_nothing_but_compressed_layers_is_written(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    checked = check(config)
     assert list(tmp_path.iterdir()) == []
+    prepare(config, checked)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["layers"]
+    without = tiny(tmp_path / "without", cache=CacheConfig(folder=str(tmp_path / "without"), max_bytes=0))
+    prepare(without)
+    assert not (tmp_path / "without").exists()
+
+
+def test_what_is_found_in_the_cache_is_what_would_be_made(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    first, found = prepare(config), prepare(config)
+    alone = prepare(tiny(tmp_path, cache=CacheConfig(folder=str(tmp_path), max_bytes=0)))
+    assert first.first == found.first == alone.first
+    assert first.smallest_bytes == found.smallest_bytes == alone.smallest_bytes
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, False),
+        ({"criterion": "taylor"}, True),
+        ({"fisher": True}, True),
+        ({"rules": (RuleConfig(sites="head", criterion="taylor"),)}, True),
+        ({"rules": (RuleConfig(sites="head", criterion="wanda"),)}, False),
+        ({"channels": (0.5,), "channel_criterion": "taylor"}, True),
+        ({"channels": (), "channel_criterion": "taylor"}, False),
+    ],
+)
+def test_gradients_are_taken_where_something_looks_at_them(changed: Any, expected: bool, tmp_path: Path) -> None:
+    config = tiny(tmp_path, space=SpaceConfig(bits=(4,), ratios=(0.0, 0.5), **changed))
+    checked, prepared = prepared_of(config)
+    assert checked.evaluation.gradients == expected
+    assert prepared.first
 
 
 def test_the_threads_are_set_before_anything_is_computed(tmp_path: Path) -> None:

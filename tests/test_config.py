@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from search.config import Config, DistillationConfig, SpaceConfig, difference, load_config, storage_url
+from search.config import Config, difference, load_config, storage_url
 from search.config_errors import shown
+from search.config_sections import CacheConfig, DistillationConfig, PenaltyConfig, SpaceConfig
 from spaces.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -42,6 +43,23 @@ def test_only_study_and_workload_are_needed_and_the_rest_has_defaults(tmp_path: 
             "ratios": [0.0, 0.16, 0.32, 0.48, 0.64, 0.8, 0.96],
             "prune": ["unstructured"],
             "weights": ["uniform"],
+            "patterns": ["2:4"],
+            "thresholds": [],
+            "criterion": "hessian",
+            "scale_per": "channel",
+            "symmetric": True,
+            "rounding": "gptq",
+            "fisher": False,
+            "activations": ["float"],
+            "activation_bits": [8],
+            "activation_range": "mse",
+            "smoothing": None,
+            "channels": [],
+            "channel_criterion": "wanda",
+            "channel_refit": True,
+            "channel_multiple": None,
+            "blocks": False,
+            "students": True,
             "exclude": [],
             "rules": [],
         },
@@ -51,6 +69,16 @@ def test_only_study_and_workload_are_needed_and_the_rest_has_defaults(tmp_path: 
             "learning_rate": 0.001,
             "batch_size": 64,
             "steps": [60],
+            "optimizer": "adam",
+            "schedule": "cosine",
+            "masks": "static",
+            "grids": "fixed",
+            "rewind": False,
+            "features": 0.0,
+            "labels": "given",
+            "penalty": None,
+            "cache_bytes": 10**9,
+            "student_steps": 600,
             "margin": 0.02,
         },
         "objectives": ["accuracy", "bytes"],
@@ -61,7 +89,8 @@ def test_only_study_and_workload_are_needed_and_the_rest_has_defaults(tmp_path: 
         "seed": 0,
         "window": 8,
         "chunk": 200,
-        "cache": None,
+        "coding": None,
+        "cache": {"folder": None, "max_bytes": 2 * 10**9},
         "device": "auto",
     }
     assert Config.model_validate(config.document()).document() == config.document()
@@ -75,9 +104,53 @@ def test_lists_become_sorted_tuples_and_whole_numbers_fit_where_fractions_do(tmp
     assert read(tmp_path, "distillation: {steps: []}").distillation.steps == ()
 
 
-def test_prune_none_alone_is_a_ratio_of_zero(tmp_path: Path) -> None:
-    assert read(tmp_path, "space: {prune: [none]}").space.ratios == (0.0,)
-    assert SpaceConfig(prune=("none",)).ratios == (0.0,)
+@pytest.mark.parametrize("prune", ["none", "nm", "nm, none"])
+def test_what_prunes_nothing_at_a_ratio_is_a_ratio_of_zero(prune: str, tmp_path: Path) -> None:
+    config = read(tmp_path, f"space: {{prune: [{prune}]}}")
+    assert config.space.ratios == (0.0,)
+    assert SpaceConfig(prune=config.space.prune) == config.space
+    assert read(tmp_path, f"space: {{prune: [{prune}, unstructured]}}").space.ratios == SpaceConfig().ratios
+
+
+def test_a_pattern_is_no_number_in_base_60(tmp_path: Path) -> None:
+    for text in ("[2:4, 1:16]", "['2:4', \"1:16\"]", "\n  - 2:4\n  - 01:16"):
+        assert read(tmp_path, f"space:\n patterns: {text}").space.patterns == ("2:4", "1:16")
+    assert read(tmp_path, "", "space.patterns=[8:16]").space.patterns == ("8:16",)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("tensor", "tensor"), ("channel", "channel"), ("32", 32)])
+def test_a_scale_is_for_a_tensor_a_channel_or_so_many_weights(text: str, expected: object, tmp_path: Path) -> None:
+    config = read(tmp_path, f"space: {{scale_per: {text}, rules: [{{sites: a, scale_per: {text}}}]}}")
+    assert (config.space.scale_per, config.space.rules[0].scale_per) == (expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("2GB", 2 * 10**9), ("500 MB", 5 * 10**8), ("1.5kB", 1500), ("0.1TB", 10**11), ("7B", 7), ("7", 7), ("0", 0)],
+)
+def test_a_count_of_bytes_has_a_unit_or_none(text: str, count: int, tmp_path: Path) -> None:
+    config = read(tmp_path, f"cache: {{max_bytes: {text}}}\ndistillation: {{cache_bytes: {text}}}")
+    assert (config.cache.max_bytes, config.distillation.cache_bytes) == (count, count)
+    assert read(tmp_path, f"cache: {{max_bytes: {'9' * 400}GB}}").cache.max_bytes > 10**400
+
+
+def test_a_penalty_is_a_section(tmp_path: Path) -> None:
+    config = read(tmp_path, "distillation: {penalty: {kind: group_lasso, strength: 0.001}}")
+    assert config.distillation.penalty == PenaltyConfig(kind="group_lasso", strength=0.001)
+    assert read(tmp_path, "", "distillation.penalty.kind=l1", "distillation.penalty.strength=2").distillation.penalty
+
+
+@pytest.mark.parametrize(
+    ("text", "coding"),
+    [
+        ("", "entropy"),
+        ("coding: packed", "packed"),
+        ("target: onnxruntime-cpu", "packed"),
+        ("target: onnxruntime-cpu\ncoding: entropy", "entropy"),
+    ],
+)
+def test_the_coding_is_the_configs_else_the_targets(text: str, coding: str, tmp_path: Path) -> None:
+    assert read(tmp_path, text).resolved_coding() == coding
 
 
 @pytest.mark.parametrize(
@@ -94,7 +167,7 @@ def test_set_changes_keys_and_makes_sections(tmp_path: Path) -> None:
     assert config.space.bits == (4, 8)
     assert config.sampler.options == {"population_size": 20}
     assert config.seed == 2
-    assert config.cache is None
+    assert config.cache == CacheConfig()
 
 
 def test_options_of_the_command_line_replace_the_file_and_none_does_not(tmp_path: Path) -> None:
@@ -111,7 +184,7 @@ def test_options_of_the_command_line_replace_the_file_and_none_does_not(tmp_path
 def test_a_config_is_frozen_through_and_through(tmp_path: Path) -> None:
     config = read(tmp_path, "space: {rules: [{sites: fc, bits: [4]}]}")
     parts: list[BaseModel] = [config, config.space, config.space.rules[0]]
-    for part in [*parts, config.distillation, config.sampler, config.budget]:
+    for part in [*parts, config.distillation, config.sampler, config.budget, config.cache]:
         for name in type(part).model_fields:
             with pytest.raises(ValidationError, match="frozen"):
                 setattr(part, name, None)
@@ -161,6 +234,9 @@ def test_the_cache_is_the_configs_else_the_environments_else_the_users(
     assert read(tmp_path).cache_folder() == tmp_path / "home/packed"
     monkeypatch.chdir(tmp_path)
     assert read(tmp_path, "cache: here").cache_folder() == tmp_path / "here"
+    assert read(tmp_path, "cache: {folder: here}") == read(tmp_path, "cache: here")
+    assert read(tmp_path, "cache: {max_bytes: 1}").cache_folder() == tmp_path / "home/packed"
+    assert Config(study="a", workload="m:f", cache=CacheConfig(folder="here")).cache_folder() == tmp_path / "here"
     with pytest.raises(ConfigError, match="cache: given ~nobody-of-that-name/x"):
         read(tmp_path, "cache: ~nobody-of-that-name/x").cache_folder()
 
@@ -175,7 +251,7 @@ def test_the_fingerprint_is_what_determines_the_search(tmp_path: Path) -> None:
     config = read(tmp_path)
     same = read(
         tmp_path,
-        "storage: mysql://h/d\ncache: here",
+        "storage: mysql://h/d\ncache: {folder: here, max_bytes: 0}",
         trials=1,
         timeout=5,
         workers=7,
@@ -194,6 +270,14 @@ def test_the_fingerprint_is_what_determines_the_search(tmp_path: Path) -> None:
         "chunk=7",
         "device=cpu",
         "sampler.uniform=0",
+        "coding=packed",
+        "target=onnxruntime-cpu",
+        "space.criterion=wanda",
+        "space.patterns=[1:4]",
+        "space.channels=[0.5]",
+        "space.smoothing=0.5",
+        "distillation.masks=gradual",
+        "distillation.penalty={kind: l1, strength: 1}",
     ):
         key = override.partition("=")[0]
         assert [line.split(":")[0] for line in difference(stored, read(tmp_path, "", override).fingerprint())] == [key]
@@ -220,7 +304,7 @@ def test_every_key_is_described_in_the_json_schema() -> None:
     schema = Config.model_json_schema()
     json.dumps(schema)
     sections = {"Config": schema, **schema["$defs"]}
-    assert len(sections) == 6
+    assert len(sections) == 8
     for name, section in sections.items():
         assert section["additionalProperties"] is False, name
         assert section["description"], name

@@ -1,181 +1,344 @@
-"""The layer database: costs against computing them, its bound on memory, and what a choice cannot hold."""
+"""The layer database: exact bytes, keys that say all that shapes a layer, its bound on memory, what is only read."""
 
 import itertools
-import tracemalloc
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from compress.coding import Kind
-from compress.database import LayerDatabase, compress, kept_mask
-from compress.pruning.magnitude import magnitude_mask
-from compress.quantization.uniform import dequantize, quantize
+from compress.database import LayerDatabase
+from compress.family import Member
+from compress.layer import CompressedLayer
+from compress.quantization.activations import fake_quantize
+from compress.restriction import Excerpt
+from compress.shelf import Shelf
 from compress.sites import Site, find_sites
-from spaces.errors import CandidateError
-from spaces.policy import Choice, Float16, Float32, NoPruning, Prune, Uniform, Unstructured, Weights
-from tests.models import MODELS, digest, random_tensor, subject
+from compress.statistics import SiteStatistics, collect
+from spaces.policy import (
+    Choice,
+    Codebook,
+    DynamicActivations,
+    Float16,
+    Float32,
+    NoPruning,
+    Prune,
+    StaticActivations,
+    Threshold,
+    Uniform,
+    Unstructured,
+    Weights,
+)
+from spaces.target import CodingName
+from tests.contracts import database_of, fitting
+from tests.models import MODELS, digest, random_loss, random_tensor, subject
 
-WEIGHTS: list[Weights] = [Float32(), Float16(), Uniform(bits=2), Uniform(bits=5), Uniform(bits=8)]
-PRUNES: list[Prune] = [NoPruning(), Unstructured(ratio=0.25), Unstructured(ratio=0.8)]
+WEIGHTS: list[Weights] = [
+    Float32(),
+    Float16(),
+    Uniform(bits=2),
+    Uniform(bits=5, symmetric=False),
+    Uniform(bits=3, rounding="gptq"),
+    Uniform(bits=8, scale_per="tensor"),
+    Codebook(bits=3),
+    Codebook(bits=2, rounding="gptq"),
+]
+PRUNES: list[Prune] = [
+    NoPruning(),
+    Unstructured(ratio=0.3),
+    Unstructured(ratio=0.8, criterion="hessian"),
+    Threshold(value=0.1),
+]
 CHOICES = [Choice(prune=prune, weights=weights) for prune, weights in itertools.product(PRUNES, WEIGHTS)]
-every_choice = pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice.label)
 HALVES = Choice(weights=Float16())
+ROUNDED = StaticActivations(bits=8)
 
 
-def database_of(model: nn.Module, max_bytes: int = 2**20) -> tuple[tuple[Site, ...], LayerDatabase]:
+def chain(layers: int = 4, width: int = 10) -> nn.Sequential:
+    """Linear layers whose weights depend on nothing else."""
+    model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
+    with torch.no_grad():
+        for i, weight in enumerate(model.parameters()):
+            weight.copy_(random_tensor(*weight.shape, seed=i))
+    return model.eval()
+
+
+class Counted:
+    """Statistics of a model, and how often they were asked for."""
+
+    def __init__(self, model: nn.Module, inputs: torch.Tensor) -> None:
+        self.model, self.inputs, self.asked = model, inputs, 0
+
+    def __call__(self) -> Mapping[str, SiteStatistics]:
+        self.asked += 1
+        return collect(self.model, find_sites(self.model), self.inputs, 32, "cpu", random_loss)
+
+
+def plain(model: nn.Module, **more: Any) -> tuple[dict[str, Site], LayerDatabase]:
+    """A database of a model that nothing is known about."""
     sites = find_sites(model)
-    return sites, LayerDatabase(model, sites, max_bytes)
+    nothing = {site.name: SiteStatistics(samples=0) for site in sites}
+    return {site.name: site for site in sites}, LayerDatabase(model, sites, lambda: nothing, **more)
+
+
+def same(left: CompressedLayer, right: CompressedLayer) -> bool:
+    """Whether two layers are the same to the bit."""
+    pairs = ((left.kept, right.kept), (left.shift, right.shift))
+    return (
+        left.cost == right.cost
+        and left.coded.write("entropy") == right.coded.write("entropy")
+        and left.coded.values.dtype == right.coded.values.dtype
+        and all((a is None) == (b is None) and (a is None or torch.equal(a, b)) for a, b in pairs if b is not None)
+    )
 
 
 class TestCosts:
-    @every_choice
-    @pytest.mark.parametrize("name", MODELS)
-    def test_they_are_the_bytes_written_and_the_error_computed(self, name: str, choice: Choice) -> None:
-        model = subject(name).model
-        sites, database = database_of(model)
-        for site in sites:
-            cost, coded = database.cost(site.name, choice), database.coded(site.name, choice)
-            weight = model.get_parameter(site.parameter).detach().double()
-            lost = (site.weight(coded.decode()).double() - weight).square().sum() / weight.square().sum()
-            assert cost.bytes == len(coded.write()[1])
-            assert cost.error == pytest.approx(float(lost), rel=1e-5, abs=1e-12)
-            assert 0 <= cost.error < 1
-            assert database.cost(site.name, choice) is cost
+    @pytest.mark.parametrize("coding", ["packed", "entropy"])
+    @pytest.mark.parametrize("name", ["convolutions", "tied", "bfloat16"])
+    def test_they_are_the_bytes_of_the_coding(self, name: str, coding: CodingName) -> None:
+        one = subject(name)
+        member = Member(None, one.model, one.inputs, "a:b", coding)
+        database = database_of(member, one)
+        choices = CHOICES if coding == "packed" else CHOICES[4:12]
+        for site, wished in itertools.product(member.sites, choices):
+            choice = fitting(member, database, site, wished)
+            layer, cost = database.layer(site, choice), database.cost(site, choice)
+            assert cost == layer.cost
+            assert cost.bytes == layer.coded.payload_bytes(coding) == len(layer.coded.write(coding)[1])
+            assert 0 <= cost.error < 1.5
 
-    def test_a_choice_that_keeps_more_errs_less(self) -> None:
-        sites, database = database_of(subject("recurrent").model)
-        for site in sites:
-            for prune in PRUNES:
-                errors = [database.cost(site.name, Choice(prune=prune, weights=weights)).error for weights in WEIGHTS]
-                assert errors == [errors[0], errors[1], *sorted(errors[2:], reverse=True)]
-                assert errors[0] <= errors[1] < errors[4]
-            for weights in WEIGHTS[:2]:
-                errors = [database.cost(site.name, Choice(prune=prune, weights=weights)).error for prune in PRUNES]
-                assert errors == sorted(errors)
+    def test_rounded_inputs_cost_their_range(self) -> None:
+        model = chain()
+        sites = find_sites(model)
+        database = LayerDatabase(model, sites, Counted(model, random_tensor(64, 10)))
+        for choice, bytes in itertools.product(CHOICES[:4], (8, 0)):
+            more = {8: ROUNDED, 0: DynamicActivations(bits=8)}[bytes]
+            rounded = database.layer(sites[1], choice.model_copy(update={"activations": more}))
+            assert rounded.cost.bytes == database.cost(sites[1], choice).bytes + bytes
+            assert rounded.cost.bytes == rounded.coded.payload_bytes("packed")
+            assert rounded.cost.error > database.cost(sites[1], choice).error
 
     def test_weights_that_are_all_zero_lose_nothing(self) -> None:
         model = nn.Linear(4, 3)
         nn.init.zeros_(model.weight)
-        _, database = database_of(model)
-        assert [database.cost("weight", choice).error for choice in CHOICES] == [0.0] * len(CHOICES)
+        sites, database = plain(model)
+        choices = [choice for choice in CHOICES if choice.prune != Threshold(value=0.1)]
+        assert {database.cost(sites["weight"], choice).error for choice in choices} == {0.0}
 
     def test_unpruned_float32_loses_nothing_and_costs_four_bytes_a_weight(self) -> None:
-        sites, database = database_of(subject("attention").model)
-        costs = [database.cost(site.name, Choice()) for site in sites]
-        assert [(cost.bytes, cost.error) for cost in costs] == [(4 * site.size, 0.0) for site in sites]
+        sites, database = plain(subject("attention").model)
+        costs = [database.cost(site, Choice()) for site in sites.values()]
+        assert [(cost.bytes, cost.error) for cost in costs] == [(4 * site.size, 0.0) for site in sites.values()]
 
 
-class TestCompress:
-    @every_choice
-    def test_it_prunes_first_and_quantizes_what_is_kept(self, choice: Choice) -> None:
-        weight = random_tensor(6, 5, 3, 3)
-        site = Site("a", "a.weight", (6, 5, 3, 3), 1)
-        mask = magnitude_mask(weight, choice.ratio)
-        assert torch.equal(kept_mask(weight, choice), mask)
-        coded = compress(site, weight, choice)
-        expected = torch.where(mask, weight, 0.0)
-        if isinstance(choice.weights, Uniform):
-            codes, scales, exponent = quantize(site.rows(weight), site.rows(mask), choice.weights.bits)
-            assert (coded.kind, coded.bits, coded.exponent) == (Kind.UNIFORM, choice.weights.bits, exponent)
-            assert torch.equal(coded.values, codes)
-            expected = site.weight(dequantize(codes, scales))
-        elif isinstance(choice.weights, Float16):
-            expected = expected.half().float()
-        assert torch.equal(site.weight(coded.decode()), expected)
-        assert not site.weight(coded.decode())[~mask].any()
+class TestTogether:
+    """Many choices of a site are made in one go; each is what it would be alone, so no cache changes a result."""
 
-    @pytest.mark.parametrize("largest", [65504.0, -65504.0])
-    def test_float16_holds_its_largest_number(self, largest: float) -> None:
-        weight = torch.tensor([[1.0, largest]])
-        assert compress(Site("a", "a", (1, 2), 0), weight, HALVES).decode().tolist() == weight.tolist()
+    @pytest.mark.parametrize("name", sorted(set(MODELS) - {"buffers"}))
+    def test_a_batch_is_what_each_is_alone(self, name: str) -> None:
+        one = subject(name)
+        member = Member(None, one.model, one.inputs, "a:b")
+        first, second, third = (database_of(member, one) for _ in range(3))
+        for site in member.sites:
+            choices = [choice for choice in CHOICES if fitting(member, first, site, choice) == choice]
+            alone = [second.layer(site, choice) for choice in choices]
+            together = third.layers(site, choices)
+            assert [choice.label for choice, a, b in zip(choices, alone, together, strict=True) if not same(a, b)] == []
+            backwards = database_of(member, one).layers(site, choices[::-1])
+            assert all(same(a, b) for a, b in zip(alone, backwards[::-1], strict=True))
 
-    @pytest.mark.parametrize("largest", [65520.0, -1e6, 1e38])
-    def test_a_weight_too_large_for_float16_is_an_error_that_names_site_and_number(self, largest: float) -> None:
-        model = nn.Sequential(nn.Linear(3, 2))
-        with torch.no_grad():
-            model.get_parameter("0.weight")[0, 1] = largest
-        _, database = database_of(model)
-        for choice in (HALVES, Choice(prune=Unstructured(ratio=0.5), weights=Float16())):
-            with pytest.raises(CandidateError, match=r"site 0: float16 holds up to 65504.*space\.rules"):
-                database.coded("0", choice)
-            with pytest.raises(CandidateError, match=r"site 0"):
-                database.cost("0", choice)
-        assert database.coded("0", Choice(weights=Uniform(bits=4))).decode().isfinite().all()
+    def test_a_choice_asked_for_twice_is_made_once(self) -> None:
+        sites, database = plain(chain())
+        first, second = database.layers(sites["0"], [HALVES, HALVES])
+        assert first is second
+        assert len(database.costs(sites["0"], [HALVES, Choice(), HALVES])) == 3
+
+    def test_activations_share_the_weights(self) -> None:
+        model = chain()
+        database = LayerDatabase(model, find_sites(model), Counted(model, random_tensor(64, 10)))
+        site = find_sites(model)[0]
+        wished = [
+            Choice(weights=Uniform(bits=3), activations=more) for more in (None, ROUNDED, DynamicActivations(bits=4))
+        ]
+        layers = database.layers(site, wished)
+        assert len({id(layer.coded.values) for layer in layers}) == 1
+        grid = layers[1].coded.inputs
+        assert grid is not None
+        assert grid.low is not None
+        assert fake_quantize(torch.zeros(1), grid).item() == 0
+        assert [layer.coded.inputs is None for layer in layers] == [True, False, False]
 
 
 class TestKept:
     """What was made is kept up to a bound, and the least recently used goes first."""
 
     def test_the_same_object_is_given_again(self) -> None:
-        _, database = database_of(subject("attention").model)
-        assert database.coded("head", CHOICES[3]) is database.coded("head", CHOICES[3])
-        again = Choice.model_validate(CHOICES[3].model_dump())
-        assert database.coded("head", again) is database.coded("head", CHOICES[3])
+        sites, database = plain(subject("attention").model)
+        choice = CHOICES[9]
+        assert database.layer(sites["head"], choice) is database.layer(sites["head"], choice)
+        again = Choice.model_validate(choice.model_dump())
+        assert database.layer(sites["head"], again) is database.layer(sites["head"], choice)
 
     def test_the_least_recently_used_is_dropped_and_made_again_the_same(self) -> None:
-        model = nn.Sequential(*(nn.Linear(10, 10) for _ in range(4)))
-        _, database = database_of(model, max_bytes=600)  # three times 200
-        first, second, third = (database.coded(name, HALVES) for name in "012")
-        assert database.coded("0", HALVES) is first
-        fourth = database.coded("3", HALVES)  # in place of "1"
-        assert [database.coded("0", HALVES), database.coded("2", HALVES), database.coded("3", HALVES)] == [
-            first,
-            third,
-            fourth,
-        ]
-        remade = database.coded("1", HALVES)
+        sites, database = plain(chain(), memory_bytes=600)  # three times 200
+        first, second, third = (database.layer(sites[name], HALVES) for name in "012")
+        assert database.layer(sites["0"], HALVES) is first
+        fourth = database.layer(sites["3"], HALVES)  # in place of "1"
+        assert [database.layer(sites[name], HALVES) for name in "023"] == [first, third, fourth]
+        remade = database.layer(sites["1"], HALVES)
         assert remade is not second
-        assert torch.equal(remade.values, second.values)
-        assert remade.write() == second.write()
+        assert same(remade, second)
 
     def test_one_that_is_larger_than_the_bound_is_given_all_the_same(self) -> None:
-        model = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
-        _, database = database_of(model, max_bytes=10)
-        first = database.coded("0", HALVES)
-        assert database.coded("0", HALVES) is first
-        database.coded("1", HALVES)
-        assert database.coded("0", HALVES) is not first
+        sites, database = plain(chain(2), memory_bytes=10)
+        first = database.layer(sites["0"], HALVES)
+        assert database.layer(sites["0"], HALVES) is first
+        database.layer(sites["1"], HALVES)
+        assert database.layer(sites["0"], HALVES) is not first
 
-    def test_dropping_changes_no_cost_and_no_policy(self) -> None:
-        model = subject("recurrent").model
-        sites, roomy = database_of(model)
-        _, tight = database_of(model, max_bytes=1)
-        for choice in CHOICES:
-            assert [tight.cost(site.name, choice) for site in sites] == [
-                roomy.cost(site.name, choice) for site in sites
-            ]
-        policy = {site.name: CHOICES[i % len(CHOICES)] for i, site in enumerate(sites)}
-        left, right = tight.policy(policy), roomy.policy(policy)
-        assert list(left) == list(right) == [site.name for site in sites]
-        assert all(left[name].write() == right[name].write() for name in policy)
+    def test_dropping_changes_nothing(self) -> None:
+        one = subject("convolutions")
+        member = Member(None, one.model, one.inputs, "a:b")
+        roomy = database_of(member, one)
+        counted = Counted(one.model, one.inputs)  # type: ignore[arg-type]
+        tight = LayerDatabase(one.model, member.sites, lambda: roomy._collected or counted(), memory_bytes=1)
+        for site, wished in itertools.product(member.sites, CHOICES[:12]):
+            choice = fitting(member, roomy, site, wished)
+            assert same(tight.layer(site, choice), roomy.layer(site, choice))
 
-    def test_costs_keep_no_memory_beside_the_bound(self) -> None:
-        model = nn.Linear(400, 200)
-        _, database = database_of(model, max_bytes=10**9)
-        tracemalloc.start()  # it sees NumPy's arrays, not the weights that torch keeps
-        try:
-            for choice in CHOICES:
-                database.cost("weight", choice)
-            kept, _ = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-        assert kept < 80_000
+    def test_costs_outlive_the_layers(self) -> None:
+        model = chain(2)
+        counted = Counted(model, random_tensor(64, 10))
+        database = LayerDatabase(model, find_sites(model), counted, memory_bytes=1)
+        costs = [database.costs(site, CHOICES) for site in find_sites(model) for _ in range(2)]
+        assert costs[0] == costs[1]
+        assert costs[0] != costs[2]
+        assert counted.asked == 1
 
+
+class TestReadOnly:
     def test_the_model_is_read_and_never_changed(self) -> None:
-        model = subject("convolutions").model
-        before = digest(model)
-        sites, database = database_of(model)
-        for site, choice in itertools.product(sites, CHOICES):
-            database.cost(site.name, choice)
-            assert torch.equal(database.weight(site.name), model.get_parameter(site.parameter))
+        one = subject("convolutions")
+        member, before = Member(None, one.model, one.inputs, "a:b"), digest(one.model)
+        database = database_of(member, one)
+        for site in member.sites:
+            database.costs(site, [fitting(member, database, site, choice) for choice in CHOICES])
+            assert torch.equal(database.weight(site.name), one.model.get_parameter(site.parameter))
             assert not database.weight(site.name).requires_grad
-        assert digest(model) == before
+        assert digest(one.model) == before
 
     def test_a_site_that_does_not_exist_is_never_skipped(self) -> None:
-        _, database = database_of(subject("attention").model)
-        for ask in (database.coded, database.cost):
-            with pytest.raises(KeyError, match="tail"):
-                ask("tail", Choice())
+        sites, database = plain(subject("attention").model)
+        tail = Site("tail", "tail.weight", (3, 8), 0)
         with pytest.raises(KeyError, match="tail"):
-            database.policy({"head": Choice(), "tail": Choice()})
+            database.layer(tail, Choice())
+        with pytest.raises(KeyError, match="tail"):
+            database.costs(tail, [Choice()])
+        assert database.cost(sites["head"], Choice()).bytes == 96
+
+
+KEYS = """
+import json, sys
+from pathlib import Path
+import torch
+from torch import nn
+from compress.shelf import Shelf
+from tests.test_database import HALVES, plain, chain
+sites, database = plain(chain(), identity="a model", shelf=Shelf(Path(sys.argv[1]), 10**6))
+for name in sites:
+    database.layer(sites[name], HALVES)
+print(json.dumps(sorted(path.name for path in Path(sys.argv[1]).glob("*/*"))))
+"""
+
+
+class TestKeys:
+    """A layer is found again under all that shapes it, and under nothing else."""
+
+    def test_they_are_the_same_in_every_process(self, tmp_path: Path) -> None:
+        found = []
+        for i in range(2):
+            made = subprocess.run(
+                [sys.executable, "-c", KEYS, str(tmp_path / str(i))], check=True, capture_output=True, text=True
+            )
+            found.append(json.loads(made.stdout))
+        assert found[0] == found[1]
+        assert len(found[0]) == 4
+        sites, database = plain(chain(), identity="a model", shelf=Shelf(tmp_path / "0", 10**6))
+        names = {f"{database._key(name, HALVES, None)}.safetensors" for name in sites}
+        assert names == set(found[0])
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"identity": "other weights or data"},
+            {"coding": "entropy"},
+            {"choice": Choice(weights=Float16(), prune=Unstructured(ratio=0.5))},
+            {"choice": Choice(weights=Uniform(bits=4, rounding="gptq"))},
+            {"name": "1"},
+            {"cut": Excerpt(torch.arange(50).reshape(5, 10))},
+            {"cut": Excerpt(torch.arange(50).reshape(5, 10), refit=True)},
+            {"cut": Excerpt(torch.arange(50).reshape(5, 10), refit=True, shifts=True)},
+            {"cut": Excerpt(torch.arange(50, 100).reshape(5, 10))},
+        ],
+    )
+    def test_whatever_shapes_a_layer_changes_its_key(self, changed: dict[str, Any]) -> None:
+        about: dict[str, Any] = {
+            "identity": "",
+            "coding": "packed",
+            "name": "0",
+            "choice": Choice(weights=Uniform(bits=4)),
+            "cut": None,
+        }
+        keys = set()
+        for one in (about, about | changed):
+            _, database = plain(chain(), identity=one["identity"], coding=one["coding"])
+            keys.add(database._key(one["name"], one["choice"], one["cut"]))
+        assert len(keys) == 2
+
+    def test_cuts_of_the_same_indices_in_another_shape_are_others(self) -> None:
+        index = torch.arange(12)
+        assert Excerpt(index.reshape(3, 4)).digest == Excerpt(index.reshape(3, 4).clone()).digest
+        assert Excerpt(index.reshape(3, 4)).digest != Excerpt(index.reshape(4, 3)).digest
+
+
+class TestShelf:
+    def test_what_is_there_is_not_made_again(self, tmp_path: Path) -> None:
+        model = chain(2)
+        found, asked = [], []
+        for _ in range(2):
+            counted = Counted(model, random_tensor(64, 10))
+            database = LayerDatabase(model, find_sites(model), counted, "me", shelf=Shelf(tmp_path, 10**6))
+            found.append([layer for site in find_sites(model) for layer in database.layers(site, CHOICES)])
+            asked.append(counted.asked)
+        assert asked == [1, 0]
+        assert all(same(made, read) for made, read in zip(*found, strict=True))
+
+    def test_half_of_them_are_made_where_the_other_half_is_there(self, tmp_path: Path) -> None:
+        model, inputs = chain(1), random_tensor(64, 10)
+        (site,) = find_sites(model)
+        whole = LayerDatabase(model, [site], Counted(model, inputs)).layers(site, CHOICES)
+        LayerDatabase(model, [site], Counted(model, inputs), shelf=Shelf(tmp_path, 10**6)).layers(site, CHOICES[::2])
+        mended = LayerDatabase(model, [site], Counted(model, inputs), shelf=Shelf(tmp_path, 10**6)).layers(
+            site, CHOICES
+        )
+        assert all(same(one, other) for one, other in zip(whole, mended, strict=True))
+
+    def test_layers_of_cut_sites_are_kept_too(self, tmp_path: Path) -> None:
+        model = chain(1)
+        (site,) = find_sites(model)
+        left = Site(site.name, site.parameter, (5, 6), 0)
+        cut = Excerpt((torch.arange(5)[:, None] * 2) * 10 + torch.tensor([0, 1, 3, 5, 8, 9]), refit=True, shifts=True)
+        made = []
+        for folder in ("a", "a", "b"):
+            database = LayerDatabase(
+                model, [site], Counted(model, random_tensor(64, 10)), shelf=Shelf(tmp_path / folder, 10**6)
+            )
+            made.append(database.layers(left, CHOICES[:8], cut))
+        assert all(layer.coded.values.shape == (5, 6) for layer in made[0])
+        for other in made[1:]:
+            assert all(same(one, two) for one, two in zip(made[0], other, strict=True))

@@ -214,7 +214,7 @@ class TestApply:
         assert json.loads(policies[0].text())["artifact"] == {
             "sha256": None,
             "bytes": policies[0].score.bytes,
-            "coding": "packed",
+            "coding": "entropy",
         }
         with pytest.raises(ArtifactError, match=r"trial 0 of study 'digits' was off the front.*--retrain"):
             apply(policies[0], tmp_path / "model.safetensors", cache=study.cache)

@@ -1,74 +1,136 @@
 """Policies as values: their JSON form, their digest, and what a policy file refuses."""
 
 import hashlib
-import json
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from spaces.errors import ConfigError
 from spaces.policy import (
-    ArtifactRecord,
+    Activations,
+    ChannelPruning,
     Choice,
+    Codebook,
     Distillation,
     DistillationRecord,
+    DynamicActivations,
     Float16,
     Float32,
     NoPruning,
+    Penalty,
     Policy,
-    PolicyFile,
-    Provenance,
-    ScoreRecord,
+    Prune,
+    SemiStructured,
+    StaticActivations,
+    Threshold,
     Uniform,
     Unstructured,
+    Value,
     Weights,
-    WorkloadRecord,
-    read_policy,
 )
 
 SETTINGS = Distillation(temperature=4, alpha=0.7, learning_rate=1e-3, batch_size=32)
-FILE = PolicyFile(
-    workload=WorkloadRecord(entry="my.py:workload", model_sha256="1" * 64, data_sha256="2" * 64),
-    target="storage",
-    sites={
-        "body": Choice(prune=Unstructured(ratio=0.5), weights=Uniform(bits=4)),
-        "köpfe.0": Choice(weights=Float16()),
-    },
-    channels={"group-1": 0.25},
-    distillation=DistillationRecord(**SETTINGS.model_dump(), steps=200, ladder=(50, 200)),
-    artifact=ArtifactRecord(sha256="a" * 64, bytes=31240),
-    score=ScoreRecord(
-        accuracy=0.98,
-        accuracy_ci95=(0.97, 0.99),
-        test_accuracy=None,
-        bytes=31240,
-        macs=1.2e7,
-        float_accuracy=0.985,
-        float_test_accuracy=0.98,
-        float_bytes=695360,
-        rung=2,
-    ),
-    provenance=Provenance(
-        study="mine", trial=57, seed=0, chunk=200, threads=1, device="cpu", versions={"torch": "2.13.0"}
-    ),
-)
-DOCUMENT: dict[str, Any] = json.loads(FILE.text())
+CHANGED: dict[str, Any] = {
+    "temperature": 5,
+    "alpha": 0.5,
+    "learning_rate": 1e-4,
+    "batch_size": 16,
+    "optimizer": "sgd",
+    "schedule": "constant",
+    "masks": "gradual",
+    "rewind": True,
+    "grids": "learned",
+    "features": 0.5,
+    "labels": "teacher",
+    "penalty": Penalty(kind="group_lasso", strength=1e-4),
+    "cache_bytes": 0,
+    "student_steps": 300,
+}
+DIFFERENT_WEIGHTS: list[Weights] = [
+    Float32(),
+    Float16(),
+    Uniform(bits=4),
+    Uniform(bits=5),
+    Uniform(bits=4, symmetric=False),
+    Uniform(bits=4, scale_per="tensor"),
+    Uniform(bits=4, scale_per="group", group_size=16),
+    Uniform(bits=4, scale_per="group", group_size=32),
+    Uniform(bits=4, rounding="gptq"),
+    Uniform(bits=4, rounding="adaround"),
+    Codebook(bits=4),
+    Codebook(bits=5),
+    Codebook(bits=4, fisher=True),
+    Codebook(bits=4, rounding="gptq"),
+]
+DIFFERENT_PRUNES: list[Prune] = [
+    Unstructured(ratio=0.5),
+    Unstructured(ratio=0.5 + 2**-50),
+    Unstructured(ratio=0.5, criterion="taylor"),
+    SemiStructured(n=2, m=4),
+    SemiStructured(n=1, m=4),
+    SemiStructured(n=2, m=8),
+    SemiStructured(n=2, m=4, criterion="wanda"),
+    Threshold(value=0.5),
+    Threshold(value=0.25),
+]
+DIFFERENT_ACTIVATIONS: list[Activations] = [
+    StaticActivations(bits=8),
+    StaticActivations(bits=4),
+    StaticActivations(bits=8, range="minmax"),
+    DynamicActivations(bits=8),
+    DynamicActivations(bits=4),
+]
 
 
 def random_policy(seed: int) -> Policy:
     draw = random.Random(seed)
-    weights: list[Weights] = [Float32(), Float16(), *(Uniform(bits=bits) for bits in range(2, 9))]
     sites = {}
     for i in range(draw.randrange(6)):
-        prune = Unstructured(ratio=draw.uniform(0.001, 0.999)) if draw.random() < 0.5 else NoPruning()
-        sites[f"layers.{i}.ü\n\"'{chr(draw.randrange(32, 0xD800))}"] = Choice(prune=prune, weights=draw.choice(weights))
+        choice = Choice(prune=random_prune(draw), weights=random_weights(draw), activations=random_activations(draw))
+        sites[f"layers.{i}.ü\n\"'{chr(draw.randrange(32, 0xD800))}"] = choice
     settings = Distillation(
         temperature=draw.uniform(0.1, 20), alpha=draw.random(), learning_rate=draw.random() + 1e-6, batch_size=8
     )
-    return Policy(sites=sites, channels={"g": draw.random()}, distillation=draw.choice([None, settings]))
+    return Policy(
+        sites=sites,
+        channels={"g": draw.random()},
+        channel_pruning=draw.choice([None, ChannelPruning(multiple=draw.randrange(1, 9))]),
+        dropped=draw.choice([(), ("a",), ("a", "b")]),
+        model=draw.choice([None, "small"]),
+        smoothing=draw.choice([None, 0, draw.random()]),
+        distillation=draw.choice([None, settings, settings.model_copy(update=CHANGED)]),
+    )
+
+
+def random_prune(draw: random.Random) -> Prune:
+    m = draw.randrange(2, 17)
+    found: list[Prune] = [
+        NoPruning(),
+        Unstructured(ratio=draw.uniform(0.001, 0.999), criterion=draw.choice(("magnitude", "random", "apoz"))),
+        SemiStructured(n=draw.randrange(1, m), m=m, criterion=draw.choice(("wanda", "hessian", "taylor"))),
+        Threshold(value=draw.random() + 1e-9),
+    ]
+    return draw.choice(found)
+
+
+def random_weights(draw: random.Random) -> Weights:
+    bits, symmetric = draw.randrange(2, 9), draw.random() < 0.5
+    found: list[Weights] = [
+        Float32(),
+        Float16(),
+        Uniform(bits=bits, symmetric=symmetric),
+        Uniform(bits=bits, scale_per="tensor", rounding="gptq"),
+        Uniform(bits=bits, scale_per="group", group_size=draw.randrange(2, 99), symmetric=symmetric),
+        Codebook(bits=bits - 1, fisher=symmetric),
+    ]
+    return draw.choice(found)
+
+
+def random_activations(draw: random.Random) -> Activations | None:
+    bits = draw.randrange(4, 9)
+    found = [None, DynamicActivations(bits=bits), StaticActivations(bits=bits), StaticActivations(bits=8, range="mse")]
+    return draw.choice(found)
 
 
 class TestPolicy:
@@ -82,8 +144,9 @@ class TestPolicy:
     def test_its_digest_is_the_sha256_of_canonical_json(self) -> None:
         policy = Policy(sites={"head": Choice(weights=Uniform(bits=4))})
         text = (
-            '{"channels":{},"distillation":null,"sites":{"head":{"activations":null,"prune":{"kind":"none"},'
-            '"weights":{"bits":4,"kind":"uniform","rounding":"nearest","scale_per":"channel","symmetric":true}}}}'
+            '{"channel_pruning":null,"channels":{},"distillation":null,"dropped":[],"model":null,"sites":{"head":'
+            '{"activations":null,"prune":{"kind":"none"},"weights":{"bits":4,"group_size":null,"kind":"uniform",'
+            '"rounding":"nearest","scale_per":"channel","symmetric":true}}},"smoothing":null}'
         )
         assert policy.digest == hashlib.sha256(text.encode()).hexdigest()
 
@@ -101,6 +164,8 @@ class TestPolicy:
                 Policy(sites={}, distillation=Distillation(**settings | {"alpha": -0.0})),
             ),
             (Policy(sites={}, channels={"g": 0.0}), Policy(sites={}, channels={"g": -0.0})),
+            (Policy(sites={}, channels={"g": 0.5, "h": 0.25}), Policy(sites={}, channels={"h": 0.25, "g": 0.5})),
+            (Policy(sites={}, smoothing=0), Policy(sites={}, smoothing=-0.0)),
         ]
         for left, right in pairs:
             assert left == right
@@ -111,17 +176,30 @@ class TestPolicy:
             return Policy(sites={"a": choice}, distillation=SETTINGS)
 
         changed = [
-            *(at(Choice(weights=weights)) for weights in (Float32(), Float16(), Uniform(bits=4), Uniform(bits=5))),
-            *(at(Choice(prune=Unstructured(ratio=ratio))) for ratio in (0.5, 0.5 + 2**-50)),
+            *(at(Choice(weights=weights)) for weights in DIFFERENT_WEIGHTS),
+            *(at(Choice(prune=prune)) for prune in DIFFERENT_PRUNES),
+            *(at(Choice(activations=activations)) for activations in DIFFERENT_ACTIVATIONS),
             Policy(sites={"b": Choice()}, distillation=SETTINGS),
             Policy(sites={"a": Choice(), "b": Choice()}, distillation=SETTINGS),
             Policy(sites={"a": Choice()}, channels={"g": 0.5}, distillation=SETTINGS),
+            Policy(sites={"a": Choice()}, channels={"h": 0.5}, distillation=SETTINGS),
+            *(
+                Policy(sites={"a": Choice()}, channels={"g": 0.5}, channel_pruning=how, distillation=SETTINGS)
+                for how in (ChannelPruning(), ChannelPruning(criterion="l1"), ChannelPruning(multiple=8))
+            ),
+            *(
+                Policy(sites={"a": Choice()}, dropped=dropped, distillation=SETTINGS)
+                for dropped in (("b",), ("c",), ("b", "c"))
+            ),
+            *(Policy(sites={"a": Choice()}, model=model, distillation=SETTINGS) for model in ("b", "c")),
+            *(Policy(sites={"a": Choice()}, smoothing=alpha, distillation=SETTINGS) for alpha in (0, 0.5)),
             Policy(sites={"a": Choice()}),
             *(
                 Policy(sites={"a": Choice()}, distillation=Distillation(**SETTINGS.model_dump() | {key: value}))
-                for key, value in (("temperature", 5), ("alpha", 0.5), ("learning_rate", 1e-4), ("batch_size", 16))
+                for key, value in CHANGED.items()
             ),
         ]
+        assert CHANGED.keys() == Distillation.model_fields.keys()
         assert len({policy.digest for policy in changed}) == len(changed)
 
     def test_it_is_frozen(self) -> None:
@@ -136,6 +214,14 @@ class TestPolicy:
             (Choice(weights=Float16()), 0.0, "float16"),
             (Choice(prune=Unstructured(ratio=0.25)), 0.25, "float32, 25 % pruned"),
             (Choice(prune=Unstructured(ratio=0.5), weights=Uniform(bits=4)), 0.5, "4 bits, 50 % pruned"),
+            (Choice(prune=SemiStructured(n=2, m=4), weights=Codebook(bits=3)), 0.0, "3-bit codebook, 2:4 pruned"),
+            (Choice(prune=Threshold(value=1e-3)), 0.0, "float32, pruned below 0.001"),
+            (
+                Choice(weights=Uniform(bits=8), activations=StaticActivations(bits=8)),
+                0.0,
+                "8 bits, 8-bit static activations",
+            ),
+            (Choice(activations=DynamicActivations(bits=4)), 0.0, "float32, 4-bit dynamic activations"),
         ],
     )
     def test_a_choice_has_a_ratio_and_a_label(self, choice: Choice, ratio: float, label: str) -> None:
@@ -153,129 +239,57 @@ class TestPolicy:
             (Distillation, SETTINGS.model_dump() | {"temperature": float("inf")}),
             (Distillation, SETTINGS.model_dump() | {"alpha": 1.01}),
             (Distillation, SETTINGS.model_dump() | {"batch_size": 0}),
+            (Unstructured, {"ratio": 0.5, "criterion": "l2"}),
+            (SemiStructured, {"n": 4, "m": 4}),
+            (SemiStructured, {"n": 5, "m": 4}),
+            (SemiStructured, {"n": 0, "m": 4}),
+            (SemiStructured, {"n": 1, "m": 17}),
+            (SemiStructured, {"n": 2}),
+            (Threshold, {"value": 0}),
+            (Threshold, {"value": float("inf")}),
+            (Uniform, {"bits": 4, "group_size": 16}),
+            (Uniform, {"bits": 4, "scale_per": "tensor", "group_size": 16}),
+            (Uniform, {"bits": 4, "scale_per": "group"}),
+            (Uniform, {"bits": 4, "scale_per": "group", "group_size": 1}),
+            (Uniform, {"bits": 4, "scale_per": "row"}),
+            (Uniform, {"bits": 4, "rounding": "up"}),
+            (Codebook, {"bits": 0}),
+            (Codebook, {"bits": 9}),
+            (Codebook, {"bits": 4, "rounding": "adaround"}),
+            (StaticActivations, {"bits": 3}),
+            (StaticActivations, {"bits": 9}),
+            (StaticActivations, {"bits": 8, "range": "max"}),
+            (DynamicActivations, {"bits": 3}),
+            (Penalty, {"kind": "l1", "strength": 0}),
+            (Penalty, {"kind": "l3", "strength": 1}),
+            (ChannelPruning, {"multiple": 0}),
+            (ChannelPruning, {"criterion": "magnitude"}),
             (Policy, {"sites": {}, "channels": {"g": float("nan")}}),
+            (Policy, {"sites": {}, "channels": {"g": 1.0}}),
+            (Policy, {"sites": {}, "channels": {"g": -0.1}}),
+            (Policy, {"sites": {}, "smoothing": 1.1}),
+            (Policy, {"sites": {}, "smoothing": -0.1}),
+            (Policy, {"sites": {}, "model": 3}),
+            *(
+                (Distillation, SETTINGS.model_dump() | {key: value})
+                for key, value in (
+                    ("optimizer", "rmsprop"),
+                    ("schedule", "step"),
+                    ("masks", "free"),
+                    ("grids", "free"),
+                    ("features", -0.1),
+                    ("labels", "none"),
+                    ("cache_bytes", -1),
+                    ("student_steps", -1),
+                    ("penalty", {"kind": "l1"}),
+                )
+            ),
             (DistillationRecord, SETTINGS.model_dump() | {"steps": 5, "ladder": (3,)}),
             (DistillationRecord, SETTINGS.model_dump() | {"steps": 3, "ladder": (5, 3)}),
             (DistillationRecord, SETTINGS.model_dump() | {"steps": 3, "ladder": (3, 3)}),
             (DistillationRecord, SETTINGS.model_dump() | {"steps": 3, "ladder": ()}),
         ],
     )
-    def test_impossible_numbers_are_refused(self, kind: type[Policy], settings: dict[str, Any]) -> None:
+    def test_impossible_values_are_refused(self, kind: type[Value], settings: dict[str, Any]) -> None:
         with pytest.raises(ValidationError):
             kind(**settings)
-
-
-def changed(path: str, value: Any) -> dict[str, Any]:
-    """A copy of the document with one key set; keys are separated by slashes."""
-    document: dict[str, Any] = json.loads(json.dumps(DOCUMENT))
-    *way, last = path.split("/")
-    inner = document
-    for key in way:
-        inner = inner[key]
-    inner[last] = value
-    return document
-
-
-class TestPolicyFile:
-    def test_it_comes_back_from_a_file(self, tmp_path: Path) -> None:
-        (tmp_path / "policy.json").write_text(FILE.text(), encoding="utf-8")
-        assert read_policy(tmp_path / "policy.json") == FILE
-        assert FILE.text().endswith("}\n")
-
-    def test_it_holds_the_policy_that_was_searched(self) -> None:
-        assert FILE.policy == Policy(sites=FILE.sites, channels=FILE.channels, distillation=SETTINGS)
-        alone = PolicyFile.model_validate(changed("distillation", None))
-        assert alone.policy == Policy(sites=FILE.sites, channels=FILE.channels)
-
-    def refused(self, folder: Path, text: str | bytes) -> str:
-        path = folder / "policy.json"
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        with pytest.raises(ConfigError) as caught:
-            read_policy(path)
-        assert str(path) in str(caught.value)
-        return str(caught.value)
-
-    @pytest.mark.parametrize(
-        "path",
-        [
-            "surprise",
-            "workload/surprise",
-            "sites/body/surprise",
-            "sites/body/weights/surprise",
-            "sites/body/prune/surprise",
-            "distillation/surprise",
-            "artifact/surprise",
-            "score/surprise",
-            "provenance/surprise",
-        ],
-    )
-    def test_a_key_it_does_not_know_is_named(self, tmp_path: Path, path: str) -> None:
-        message = self.refused(tmp_path, json.dumps(changed(path, 1)))
-        problem = message.splitlines()[1]
-        assert problem.endswith(": given 1: Extra inputs are not permitted")
-        assert all(key in problem for key in path.split("/"))
-
-    @pytest.mark.parametrize(
-        ("path", "value"),
-        [
-            ("sites/body/weights/kind", "codebook"),
-            ("sites/body/weights/bits", 9),
-            ("sites/body/prune/ratio", 1.5),
-            ("sites/body/prune/criterion", "random"),
-            ("target", "phone"),
-            ("artifact/sha256", "../../etc/passwd"),
-            ("artifact/bytes", 0),
-            ("score/rung", -1),
-            ("distillation/ladder", [50, 199]),
-            ("provenance/trial", -1),
-            ("provenance", None),
-        ],
-    )
-    def test_a_value_it_does_not_know_is_named(self, tmp_path: Path, path: str, value: Any) -> None:
-        message = self.refused(tmp_path, json.dumps(changed(path, value)))
-        assert path.rpartition("/")[-1] in message
-
-    @pytest.mark.parametrize("key", sorted(set(DOCUMENT) - {"format", "version", "channels"}))
-    def test_a_missing_key_is_named(self, tmp_path: Path, key: str) -> None:
-        message = self.refused(tmp_path, json.dumps({k: v for k, v in DOCUMENT.items() if k != key}))
-        assert message.endswith(f"\n  {key}: is missing")
-
-    @pytest.mark.parametrize("version", [2, 0, "1", None, 1.5])
-    def test_another_version_is_refused(self, tmp_path: Path, version: Any) -> None:
-        assert f"version: given {version!r}" in self.refused(tmp_path, json.dumps(changed("version", version)))
-
-    @pytest.mark.parametrize("text", ["[]", "3", "null", "{}", '{"format": "other"}'])
-    def test_json_that_is_no_policy_is_refused(self, tmp_path: Path, text: str) -> None:
-        assert '"format" must be "slimfront.policy"' in self.refused(tmp_path, text)
-
-    @pytest.mark.parametrize(
-        "text",
-        [b"", b"\xff\xfe", FILE.text().encode()[:-10], b"[" * 200_000, b'{"format": ' + b"1" * 10_000 + b"}"],
-        ids=["empty", "not UTF-8", "truncated", "too deep", "too long a number"],
-    )
-    def test_what_is_no_json_is_refused(self, tmp_path: Path, text: bytes) -> None:
-        assert "cannot be read as policy JSON" in self.refused(tmp_path, text)
-
-    def test_a_number_that_is_not_finite_is_refused(self, tmp_path: Path) -> None:
-        assert "macs" in self.refused(tmp_path, FILE.text().replace("12000000.0", "NaN"))
-
-    def test_a_missing_file_and_a_folder_are_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="slimfront export"):
-            read_policy(tmp_path / "missing.json")
-        with pytest.raises(ConfigError, match="cannot be read"):
-            read_policy(tmp_path)
-
-    @pytest.mark.parametrize("seed", range(20))
-    def test_damage_is_refused_or_reads_as_another_policy_file(self, tmp_path: Path, seed: int) -> None:
-        draw = random.Random(seed)
-        path = tmp_path / "policy.json"
-        for _ in range(25):
-            blob = bytearray(FILE.text().encode())
-            for _ in range(draw.randrange(1, 4)):
-                blob[draw.randrange(len(blob))] = draw.randrange(256)
-            path.write_bytes(blob)
-            try:
-                found = read_policy(path)
-            except ConfigError:
-                continue
-            assert PolicyFile.model_validate_json(found.text()) == found

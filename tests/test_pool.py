@@ -11,7 +11,8 @@ import pytest
 import ray
 
 from compress.files import artifact_path
-from objectives.score import Evaluation, Scorer, teach
+from objectives.evaluation import Evaluation, teach
+from objectives.score import Scorer
 from objectives.workload import LoadedWorkload, load_workload
 from search.pool import RayPool, start_ray
 from search.rungs import Keep, Promotion, Staircase

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.artifact import layout_of
+from compress.family import Family, Member
 from compress.files import artifact_path
 from compress.inputs import call
-from objectives.score import Score, Scorer, seed_of, teach
-from objectives.workload import SPLITS, LoadedWorkload, load_workload
-from spaces.errors import ArtifactError, RetryableError
+from objectives.evaluation import seed_of, teach
+from objectives.score import Score, Scorer
+from objectives.splits import SPLITS
+from objectives.workload import LoadedWorkload, load_workload
+from spaces.errors import ArtifactError, CandidateError, RetryableError
 from spaces.policy import Choice, Float32, Policy, Unstructured
 from tests.scoring import CHUNK, Until, always, coarse, evaluation, never, policy, scorer_of
 
@@ -62,7 +64,7 @@ def test_the_written_file_has_the_scored_bytes_and_accuracy(entry: str, rung: in
         assert hashlib.sha256(path.read_bytes()).hexdigest() == score.artifact
 
         again = load_workload(f"tests.tiny:{entry}")
-        model = layout_of(again.model, again.entry).unpack(path)
+        model = Family({None: Member(None, again.model, None, again.entry)}).load(path)
         assert float(outcomes(model, again, "validation").mean()) == score.accuracy
         validation, test = scorer.score_file(path, "validation"), scorer.score_file(path, "test")
         assert (validation.value, validation.ci95) == (score.accuracy, score.ci95)
@@ -94,7 +96,7 @@ def test_scoring_changes_neither_model_nor_data(loaded: LoadedWorkload, tmp_path
     settings = evaluation(tmp_path)
     teacher = teach(loaded, settings)
     shared = {f"{name} {i}": part for name in SPLITS for i, part in enumerate(_parts(loaded, name))}
-    shared |= {"teacher": teacher.train, "calibration": teacher.calibration}
+    shared |= {"teacher": teacher.train.at(torch.arange(96)), "calibration": teacher.calibration}
     before = sha256(loaded.model.state_dict()), sha256(shared)
     scorer = Scorer(loaded, settings, teacher)
     for number in range(6):
@@ -151,7 +153,7 @@ class TestRungs:
         self, loaded: LoadedWorkload, tmp_path: Path
     ) -> None:
         settings = evaluation(tmp_path, steps=())
-        assert teach(loaded, settings).train.shape[0] == 0
+        assert teach(loaded, settings).train.at(torch.arange(0)).shape == (0, 6)
         assert scorer_of(loaded, settings).score(policy(1), Until(2), always).rung == 0
 
 
@@ -168,8 +170,9 @@ class TestNumbers:
 
     def test_one_shot_bytes_are_known_before(self, scorer: Scorer) -> None:
         for number in range(6):
-            costs = [scorer.database.cost(name, choice) for name, choice in policy(number).sites.items()]
-            expected = scorer.layout.file_bytes(sum(cost.bytes for cost in costs))
+            whole, database = scorer.models.member(None).whole, scorer.models.database(None)
+            costs = [database.cost(site, policy(number).sites[site.name]) for site in whole.sites]
+            expected = whole.layout.file_bytes(sum(cost.bytes for cost in costs))
             assert scorer.score(policy(number), Until(0), never).bytes == expected
 
     def test_pruned_weights_cost_no_macs(self, scorer: Scorer) -> None:
@@ -187,11 +190,55 @@ class TestNumbers:
         assert scores[0].accuracy == pytest.approx(scores[1].accuracy, abs=1e-7)
 
 
+class TestRewinding:
+    """Weights that stay start from those that the workload offers as early ones."""
+
+    def rewinding(self, **changes: object) -> Policy:
+        distilled = coarse().distillation
+        assert distilled is not None
+        return coarse().model_copy(update={"distillation": distilled.model_copy(update={"rewind": True}), **changes})
+
+    @pytest.mark.parametrize("channels", [{}, {"group-first": 0.5}])
+    def test_they_lead_elsewhere_and_are_scored_as_written(self, channels: dict[str, float], tmp_path: Path) -> None:
+        loaded = load_workload("tests.tiny:taught")
+        scorer, changes = scorer_of(loaded, evaluation(tmp_path, steps=(300,))), {"channels": channels}
+        plain = scorer.score(coarse().model_copy(update=changes), Until(1), always)
+        score = scorer.score(self.rewinding(**changes), Until(1), always)
+        again = scorer_of(loaded, evaluation(tmp_path, steps=(300,))).score(self.rewinding(**changes), Until(1), always)
+        assert score.rungs[0] == replace(plain.rungs[0], seconds=score.rungs[0].seconds)
+        assert score.rungs[1].loss < score.rungs[0].loss
+        assert score.artifact != plain.artifact
+        assert score.artifact == again.artifact
+        assert score.artifact is not None
+        path = artifact_path(tmp_path, score.artifact)
+        assert scorer.score_file(path, "validation").value == score.accuracy
+
+    def test_a_workload_without_any_is_told_what_to_do(self, scorer: Scorer) -> None:
+        words = r"no early weights of its model: give Workload\(early=...\), or set distillation.rewind to false"
+        with pytest.raises(CandidateError, match=words):
+            scorer.score(self.rewinding(), Until(1), never)
+        assert scorer.score(self.rewinding(), Until(0), never).rung == 0  # nothing is trained there
+
+    def test_a_smaller_model_has_none_and_goes_on_from_what_it_is(self, tmp_path: Path) -> None:
+        scorer = scorer_of(load_workload("tests.tiny:taught"), evaluation(tmp_path))
+        rewinding = self.rewinding(model="narrow")
+        assert rewinding.distillation is not None
+        plain = rewinding.model_copy(
+            update={"distillation": rewinding.distillation.model_copy(update={"rewind": False})}
+        )
+        found = [scorer.score(one, Until(1), never).rungs[0] for one in (rewinding, plain)]
+        assert found[0].accuracy == found[1].accuracy
+        assert scorer.score(rewinding, Until(1), never).rung == 1
+
+
 class TestFiles:
     def test_nothing_is_written_that_is_not_kept(self, loaded: LoadedWorkload, tmp_path: Path) -> None:
         scorer = scorer_of(loaded, evaluation(tmp_path / "cache"))
         assert scorer.score(policy(1), Until(2), never).artifact is None
-        assert not (tmp_path / "cache").exists()
+        assert [path.name for path in (tmp_path / "cache").iterdir()] == ["layers"]
+        settings = replace(evaluation(tmp_path / "other"), max_bytes=0)
+        assert scorer_of(loaded, settings).score(policy(1), Until(2), never).artifact is None
+        assert not (tmp_path / "other").exists()
 
     def test_a_file_that_is_there_is_left_alone(self, scorer: Scorer, tmp_path: Path) -> None:
         first = scorer.score(policy(1), Until(1), always)

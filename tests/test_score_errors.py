@@ -9,8 +9,10 @@ from torch import Tensor
 
 from compress.distillation import HardLoss
 from objectives.accuracy import accuracy
-from objectives.score import Scorer, resolve_device
-from objectives.workload import SPLITS, LoadedWorkload, Metric, SplitName, load_workload
+from objectives.evaluation import resolve_device
+from objectives.score import Scorer
+from objectives.splits import SPLITS, SplitName
+from objectives.workload import LoadedWorkload, Metric, load_workload
 from spaces.errors import CandidateError, WorkloadError
 from spaces.policy import Choice, Policy, Unstructured
 from tests import tiny
@@ -84,7 +86,7 @@ def test_a_split_that_the_model_cannot_read_is_the_workloads_error(
 def test_an_example_that_the_model_cannot_read_is_the_workloads_error(loaded: LoadedWorkload, tmp_path: Path) -> None:
     spoiled = replace(loaded, workload=replace(loaded.workload, example_input=torch.zeros(1, 5)))
     with pytest.raises(WorkloadError, match=r"tests.tiny:workload: the model fails on the example_input"):
-        scorer_of(spoiled, evaluation(tmp_path))
+        scorer_of(spoiled, evaluation(tmp_path)).float_score()
 
 
 def test_a_device_that_is_not_there_is_said() -> None:

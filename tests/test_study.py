@@ -14,7 +14,7 @@ from objectives.score import RungScore, Score
 from search.storage import Storage, open_storage
 from search.study import DIRECTIONS, Proposal, Trials, distribution, distributions, open_study
 from spaces.errors import StudyError
-from spaces.policy import Policy
+from spaces.policy import Distillation, Policy
 from spaces.space import Axis, Grid, Options, Range, SiteSpace, Space
 
 MAXIMIZE, MINIMIZE = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
@@ -26,6 +26,7 @@ SPACE = Space(
     ),
     temperature=(1.0, 8.0),
     alpha=(0.5, 1.0),
+    distillation=Distillation(temperature=1, alpha=0.5, learning_rate=1e-3, batch_size=64),
 )
 
 
@@ -67,7 +68,7 @@ def test_whatever_a_policy_has_chosen_survives_the_store() -> None:
     for site in SPACE.sites:
         for choice in site.choices():
             sites = {other.name: other.choices()[0] for other in SPACE.sites} | {site.name: choice}
-            policy = SPACE.with_distillation(sites, 2.5, 0.75)
+            policy = SPACE.make(sites, 2.5, 0.75)
             stored = {name: kinds[name].to_internal_repr(value) for name, value in SPACE.params(policy).items()}
             assert all(kinds[name]._contains(value) for name, value in stored.items())
             found = {name: kinds[name].to_external_repr(value) for name, value in stored.items()}
@@ -111,7 +112,7 @@ class TestOpening:
 
 def policy(bits: int) -> Policy:
     sites = {site.name: site.nearest("uniform", 0.0, bits) for site in SPACE.sites}
-    return SPACE.with_distillation(sites, 2.0, 0.75)
+    return SPACE.make(sites, 2.0, 0.75)
 
 
 def proposal(bits: int, **more: Any) -> Proposal:

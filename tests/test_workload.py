@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from objectives.workload import SPLITS, LoadedWorkload, load_workload
+from objectives.splits import SPLITS
+from objectives.workload import LoadedWorkload, load_workload
 from spaces.errors import WorkloadError
 
 TEXT = """
@@ -204,6 +205,70 @@ def test_the_loss_is_the_one_given_or_cross_entropy_for_classes(tmp_path: Path) 
 def test_an_entry_keeps_the_name_it_is_compared_by(tmp_path: Path) -> None:
     assert load(tmp_path).entry == "mine.py:workload"
     assert load_workload(f"{tmp_path / 'mine.py'}:workload").entry == f"{tmp_path / 'mine.py'}:workload"
+
+
+class TestStudents:
+    """Smaller models and early weights that a workload may offer."""
+
+    SMALL = "{'students': {'small': nn.Sequential(nn.Linear(4, 3))}}"
+
+    def test_they_are_copies_in_evaluation_mode(self, tmp_path: Path) -> None:
+        loaded = load(tmp_path, self.SMALL)
+        theirs, ours = loaded.workload.students["small"], loaded.students["small"]
+        assert (theirs.training, ours.training) == (True, False)
+        assert theirs is not ours
+        assert load(tmp_path).students == {}
+
+    @pytest.mark.parametrize(
+        ("changed", "before"),
+        [
+            (SMALL, ""),
+            ("{'students': {'small': small}}", "small = nn.Linear(4, 3); small.weight.data.zero_()"),
+            ("{'students': {'other': small}}", "small = nn.Linear(4, 3); small.weight.data.zero_()"),
+            ("{'early': model.state_dict()}", ""),
+            ("{'early': {k: v + 1e-6 for k, v in model.state_dict().items()}}", ""),
+        ],
+    )
+    def test_they_are_in_the_hash_of_the_model(self, tmp_path: Path, changed: str, before: str) -> None:
+        plain, other = load(tmp_path), load(tmp_path, changed, before)
+        assert plain.model_sha256 != other.model_sha256
+        assert plain.data_sha256 == other.data_sha256
+
+    def test_the_name_of_a_student_is_in_it_too(self, tmp_path: Path) -> None:
+        before = "small = nn.Linear(4, 3); small.weight.data.zero_(); small.bias.data.zero_()"
+        hashes = [load(tmp_path, f"{{'students': {{'{name}': small}}}}", before).model_sha256 for name in ("a", "b")]
+        assert len(set(hashes)) == 2
+
+    @pytest.mark.parametrize("early", ["model.state_dict()", "dict(model.named_parameters())"])
+    def test_early_weights_are_those_of_the_model(self, tmp_path: Path, early: str) -> None:
+        loaded = load(tmp_path, f"{{'early': {early}}}")
+        assert loaded.workload.early is not None
+        assert set(loaded.workload.early) == {"0.weight", "0.bias"}
+
+    @pytest.mark.parametrize(
+        ("changed", "words"),
+        [
+            ("{'students': [model]}", ["students is list, expected a dict"]),
+            ("{'students': {'a b': model}}", ["student 'a b'", "letters, digits, dots and dashes"]),
+            ("{'students': {'': model}}", ["student ''"]),
+            ("{'students': {3: model}}", ["student 3"]),
+            ("{'students': {'trained': model}}", ["student 'trained'"]),
+            ("{'students': {'small': 3}}", ["student small is int, expected a torch.nn.Module"]),
+            ("{'students': {'small': nn.ReLU()}}", ["the student small", "nothing to compress"]),
+            ("{'students': {'small': nn.LazyLinear(3)}}", ["the student small's weight has no shape yet"]),
+            ("{'early': {'0.weight': model[0].weight}}", ["early weights 0.bias: missing, the model has (3,)"]),
+            (
+                "{'early': {'0.weight': x, '0.bias': model[0].bias}}",
+                ["early weights 0.weight: (20, 4), the model has (3, 4)"],
+            ),
+        ],
+    )
+    def test_what_is_wrong_with_them_is_said(self, tmp_path: Path, changed: str, words: list[str]) -> None:
+        with pytest.raises(WorkloadError) as caught:
+            load(tmp_path, changed)
+        assert all(word in str(caught.value) for word in [f"{tmp_path / 'mine.py'}:workload", *words]), str(
+            caught.value
+        )
 
 
 class TestImport:

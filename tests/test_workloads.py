@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from objectives.workload import SPLITS, LoadedWorkload, load_workload
+from objectives.splits import SPLITS
+from objectives.workload import LoadedWorkload, load_workload
 from objectives.workloads import Splits, animals, digits, stratified_split, train
 from objectives.workloads.resnet import ResNet, trained
 from spaces.errors import WorkloadError

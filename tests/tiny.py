@@ -18,12 +18,12 @@ SIZES = (96, 48, 150, 120)  # train, calibration, validation, test
 TOO_WRONG = 0.8
 
 
-def network(outputs: int = CLASSES) -> nn.Sequential:
+def network(outputs: int = CLASSES, width: int = 24) -> nn.Sequential:
     layers = OrderedDict[str, nn.Module](
-        first=nn.Linear(FEATURES, 24),
-        norm=nn.BatchNorm1d(24),
+        first=nn.Linear(FEATURES, width),
+        norm=nn.BatchNorm1d(width),
         relu=nn.ReLU(),
-        second=nn.Linear(24, 16),
+        second=nn.Linear(width, 16),
         relu2=nn.ReLU(),
         head=nn.Linear(16, outputs),
     )
@@ -125,6 +125,37 @@ def unlabelled() -> Workload:
     )
 
 
+def students() -> dict[str, nn.Module]:
+    """Two untrained smaller networks, and one with tensors like the trained one's that computes something else."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        narrow, flat, leaky = network(width=8), nn.Sequential(nn.Linear(FEATURES, CLASSES)), network()
+        leaky.relu = nn.LeakyReLU(0.3)
+    return {"narrow": narrow, "flat": flat, "leaky": leaky}
+
+
+def taught() -> Workload:
+    """It offers smaller models, and weights from early in its training."""
+    return replace(workload(), students=students(), early=trained(steps=30).state_dict())
+
+
+def taught_unlabelled() -> Workload:
+    """It offers smaller models and has no targets."""
+    return replace(unlabelled(), students=students())
+
+
+def normed() -> Workload:
+    """Its model begins with a LayerNorm whose outputs have outliers."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(5)
+        norm = nn.LayerNorm(FEATURES)
+        norm.weight[2] = 30.0
+        layers = OrderedDict[str, nn.Module](
+            norm=norm, first=nn.Linear(FEATURES, 12), act=nn.GELU(), head=nn.Linear(12, CLASSES)
+        )
+    return replace(workload(), model=nn.Sequential(layers).eval())
+
+
 class Counting(nn.Sequential):
     """A network that notes how many threads it runs on."""
 
@@ -168,3 +199,66 @@ def _die(outputs: Tensor, targets: Tensor) -> Tensor:
     if outcomes.mean() < TOO_WRONG:
         os._exit(7)
     return outcomes
+
+
+class Residual(nn.Module):
+    """A block that may be left out, with 12 channels of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Linear(24, 12)
+        self.relu = nn.ReLU()
+        self.up = nn.Linear(12, 24)
+
+    def forward(self, input: Tensor) -> Tensor:
+        out: Tensor = input + self.up(self.relu(self.down(input)))
+        return out
+
+
+def residual_network() -> nn.Sequential:
+    layers = OrderedDict[str, nn.Module](
+        first=nn.Linear(FEATURES, 24),
+        relu=nn.ReLU(),
+        one=Residual(),
+        two=Residual(),
+        head=nn.Linear(24, CLASSES),
+    )
+    return nn.Sequential(layers)
+
+
+def family() -> Workload:
+    """It has residual blocks, groups of channels, and offers a smaller model."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model, small = (
+            residual_network().eval(),
+            nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Linear(8, CLASSES)),
+        )
+    return replace(workload(), model=model, students={"small": small.eval()})
+
+
+def flat() -> Workload:
+    """Its model has no channel that could go."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(FEATURES, CLASSES)).eval()
+    return replace(workload(), model=model)
+
+
+class Words(nn.Module):
+    """It looks up the signs of the features as words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(2, 6)
+        self.head = nn.Linear(6 * FEATURES, CLASSES)
+
+    def forward(self, features: Tensor) -> Tensor:
+        out: Tensor = self.head(self.words((features > 0).long()).flatten(1))
+        return out
+
+
+def words() -> Workload:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return replace(workload(), model=Words().eval())

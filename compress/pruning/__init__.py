@@ -1,1 +1,1 @@
-"""Which weights of a site become zero."""
+"""What is removed from a model: which weights of a site become zero, which channels and blocks go."""

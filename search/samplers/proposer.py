@@ -9,7 +9,7 @@ from optuna.samplers._ga._base import BaseGASampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from objectives.score import seed_of
+from objectives.evaluation import seed_of
 from search.samplers.named import MakeSampler, sampler_maker
 from search.study import DIRECTIONS, Origin, Proposal, distributions
 from spaces.errors import ConfigError

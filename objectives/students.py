@@ -1,0 +1,93 @@
+"""Smaller models that a workload offers: each learns from the trained model once, before it is compressed.
+
+As in Hinton et al. 2015 (arXiv:1503.02531). Its weights are kept in the cache folder: all workers have the same.
+"""
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from compress.coding import CodedWeight, Kind
+from compress.files import write_file
+from compress.sites import find_sites
+from compress.training.lesson import Lesson
+from compress.training.student import Student
+from objectives.evaluation import Evaluation, seed_of
+from objectives.workload import LoadedWorkload, sha256_of
+from spaces.policy import Distillation
+
+KEY = "slimfront.student"
+TEMPERATURE, ALPHA = 4.0, 0.9  # of this training; those of a policy are for what is learned after compression
+
+
+def trained_student(loaded: LoadedWorkload, evaluation: Evaluation, lesson: Lesson, name: str) -> nn.Module:
+    """A student that has learned, in evaluation mode on the CPU; as it came where nothing is distilled.
+
+    Raises:
+        CandidateError: it does not learn: the loss became infinite or not a number.
+    """
+    given = loaded.students[name]
+    settings = evaluation.distillation
+    if settings is None or settings.student_steps == 0:
+        return given
+    plain = {"masks": "static", "grids": "fixed", "penalty": None, "features": 0.0}  # it may have other blocks
+    settings = settings.model_copy(update={"temperature": TEMPERATURE, "alpha": ALPHA, **plain})
+    model = copy.deepcopy(given)
+    path = _path(loaded, evaluation, settings, name)
+    known = _read(path)
+    if known is not None:
+        model.load_state_dict(known, strict=True)
+        return model.eval()
+    model = _train(model.to(evaluation.device), lesson, settings, seed_of(evaluation.seed, f"student {name}"))
+    state = {key: tensor.detach().clone().contiguous() for key, tensor in model.state_dict().items()}  # none is shared
+    write_file(path, save(state, metadata={KEY: _seal(path, state)}))
+    return model.eval()
+
+
+def _read(path: Path) -> dict[str, torch.Tensor] | None:
+    """The state that is kept there; None where there is none, or it is damaged or another one's."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
+            return state if (file.metadata() or {}).get(KEY) == _seal(path, state) else None
+    except (OSError, SafetensorError):
+        return None
+
+
+def _seal(path: Path, state: dict[str, torch.Tensor]) -> str:
+    """Whose state it is, and what it holds."""
+    return f"{path.stem} {sha256_of(state)}"
+
+
+def _train(model: nn.Module, lesson: Lesson, settings: Distillation, seed: int) -> nn.Module:
+    sites = find_sites(model)
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    originals = {site.name: weights[site.parameter].detach().clone() for site in sites}
+    kept = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in originals.items()}
+    coded = {site.name: CodedWeight(Kind.FLOAT32, site.rows(originals[site.name].float()).cpu(), 32) for site in sites}
+    student = Student(model, sites, originals, kept, coded, settings)
+    student.train(lesson, settings.student_steps, torch.Generator().manual_seed(seed))
+    student.finish()
+    return student.model.cpu()
+
+
+def _path(loaded: LoadedWorkload, evaluation: Evaluation, settings: Distillation, name: str) -> Path:
+    about = [
+        loaded.model_sha256,
+        loaded.data_sha256,
+        name,
+        settings.model_dump(mode="json"),
+        evaluation.seed,
+        evaluation.chunk,
+        evaluation.threads,
+        evaluation.device,
+        torch.__version__,
+    ]
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return evaluation.cache / "students" / f"{key}.safetensors"
