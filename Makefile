@@ -42,7 +42,7 @@ check: $(VENV)/.installed-dev ## ruff, mypy and import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.installed-base ## run every benchmark in benchmarks/
+bench: $(VENV)/.installed-dev ## run every benchmark in benchmarks/
 	@for file in benchmarks/[a-z]*.py; do \
 	  test -e "$$file" || { echo "no benchmarks yet"; break; }; \
 	  name=$$(basename "$$file" .py); echo "== $$name"; $(BIN)/python -m "benchmarks.$$name" || exit 1; \

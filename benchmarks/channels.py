@@ -1,7 +1,7 @@
 """Channels taken out of a model: multiply-accumulates and time of the exported ONNX file, against the whole model's.
 
 `python -m benchmarks.channels [WORKLOAD] [--ratio 0.5] [--multiple 8] [--json FILE]`. Every channel group is pruned at
-the same ratio. Times are medians of runs of ONNX Runtime on one thread, turn by turn.
+the same ratio, by the default criterion. Times are medians of runs of ONNX Runtime on one thread, turn by turn.
 """
 
 import argparse
@@ -23,10 +23,13 @@ from compress.inputs import Inputs, count, named, outputs, positional, take
 from compress.onnx import export
 from compress.pruning.channel_scores import kept_channels, scores
 from compress.pruning.channels import find_groups
+from compress.statistics import collect
 from compress.structure import Structure, masked, restructure
-from objectives.workload import load_workload
+from objectives.workload import LoadedWorkload, load_workload
+from spaces.policy import ChannelPruning
 
 BATCH = 32
+CHUNK = 200
 RUNS = 300
 
 
@@ -50,10 +53,15 @@ class Row:
     largest_output: float
 
 
-def prune(model: nn.Module, example: Inputs, ratio: float, multiple: int) -> tuple[nn.Module, nn.Module]:
+def prune(loaded: LoadedWorkload, ratio: float, multiple: int) -> tuple[nn.Module, nn.Module]:
     """The smaller model, and the whole one with zeros for what was removed."""
-    groups, _ = find_groups(model, example)
-    kept = {group.name: kept_channels(scores(model, group, "l2"), ratio, group.step(multiple)) for group in groups}
+    model, criterion = loaded.model, ChannelPruning().criterion
+    groups, _ = find_groups(model, loaded.workload.example_input)
+    known = collect(model, loaded.sites, loaded.splits["calibration"].inputs, CHUNK)
+    kept = {
+        group.name: kept_channels(scores(model, group, criterion, known), ratio, group.step(multiple))
+        for group in groups
+    }
     smaller = restructure(model, groups, Structure(kept))
     return smaller.model, masked(model, smaller.index)
 
@@ -101,7 +109,7 @@ def measure(entry: str, ratio: float, multiple: int, folder: Path, runs: int = R
     loaded = load_workload(entry)
     model, samples = loaded.model, loaded.splits["calibration"].inputs
     batch = take(samples, torch.arange(BATCH) % count(samples))
-    smaller, zeros = prune(model, loaded.workload.example_input, ratio, multiple)
+    smaller, zeros = prune(loaded, ratio, multiple)
     pairs = {"whole": (model, model), f"{ratio:.0%} of channels removed": (smaller, zeros)}
     paths = [folder / f"{i}.onnx" for i in range(len(pairs))]
     reports = [export(one, batch, path) for (one, _), path in zip(pairs.values(), paths, strict=True)]

@@ -1,7 +1,9 @@
 """What each technique does to each shipped workload, one-shot: accuracy, bytes of the file, seconds.
 
-`python -m benchmarks.compression [digits animals lenet] [--json FILE]`. The same choice is made at every site (what a
-site cannot have is left out of its row, and said). Bytes are those of a written file, entropy-coded.
+`python -m benchmarks.compression [digits animals lenet] [--json FILE]`. The same choice is made at every site; where a
+site cannot have it (N:M and scales per group, whose sizes must divide its weights a channel), what it has instead is
+printed. Bytes are those of a written file, entropy-coded. SmoothQuant has no row: it moves ranges of activations behind
+a LayerNorm into the weights, and none of these models has one.
 """
 
 import argparse
@@ -29,9 +31,9 @@ from spaces.policy import (
     Float32,
     NoPruning,
     Policy,
-    Prune,
     SemiStructured,
     StaticActivations,
+    Threshold,
     Uniform,
     Unstructured,
     Weights,
@@ -40,6 +42,7 @@ from spaces.policy import (
 WORKLOADS = ("digits", "animals", "lenet")
 CHUNK = 200
 CRITERIA = ("magnitude", "random", "taylor", "apoz", "wanda", "hessian")
+CHANNEL_CRITERIA = ("l1", "l2", "random", "taylor", "apoz", "batchnorm", "wanda", "hessian")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def choices() -> Iterator[tuple[str, str, Choice]]:
         kinds: dict[str, Weights] = {
             "uniform, nearest": Uniform(bits=bits),
             "uniform, nearest, per tensor": Uniform(bits=bits, scale_per="tensor"),
+            "uniform, nearest, per group of 8": Uniform(bits=bits, scale_per="group", group_size=8),
             "uniform, nearest, asymmetric": Uniform(bits=bits, symmetric=False),
             "uniform, AdaRound": Uniform(bits=bits, rounding="adaround"),
             "uniform, GPTQ": Uniform(bits=bits, rounding="gptq"),
@@ -82,6 +86,8 @@ def choices() -> Iterator[tuple[str, str, Choice]]:
         for criterion in CRITERIA:
             prune = Unstructured.model_validate({"ratio": ratio, "criterion": criterion})
             yield f"unstructured, {criterion}", f"{ratio:.0%}", Choice(prune=prune)
+    for value in (0.02, 0.05, 0.1):
+        yield "threshold", f"below {value}", Choice(prune=Threshold(value=value))
     for n, m in ((2, 4), (4, 8), (1, 4)):
         for name in ("magnitude", "hessian"):
             pattern = SemiStructured.model_validate({"n": n, "m": m, "criterion": name})
@@ -120,22 +126,35 @@ def measure(name: str, folder: Path) -> Iterator[Row]:
         rung = score.rungs[-1]
         return Row(name, technique, setting, score.accuracy, rung.loss, score.bytes, score.bytes / whole, seconds)
 
-    policies = [(t, s, _everywhere(scorer, choice)) for t, s, choice in choices()]
+    policies = [(t, s, _everywhere(scorer, t, s, choice)) for t, s, choice in choices()]
     policies += list(_structures(scorer))
     for technique, setting, policy in policies:
         if (found := row(technique, setting, policy)) is not None:
             yield found
 
 
-def _everywhere(scorer: Scorer, choice: Choice) -> Policy:
-    """The choice at every site that it fits."""
-    sites = {}
+def _everywhere(scorer: Scorer, technique: str, setting: str, choice: Choice) -> Policy:
+    """The choice at every site; one that it does not fit has the nearest that does, and that is printed."""
+    sites, instead = {}, dict[str, list[str]]()
     for site in scorer.loaded.sites:
-        prune: Prune = choice.prune
-        if isinstance(prune, SemiStructured) and (site.size // site.channels) % prune.m:
-            prune = NoPruning()
-        sites[site.name] = choice.model_copy(update={"prune": prune})
+        sites[site.name], other = _fitting(choice, site.size // site.channels)
+        if other:
+            instead.setdefault(other, []).append(f"{site.name} ({site.size // site.channels})")
+    for other, names in instead.items():
+        where = f"{len(names)} of {len(sites)} sites (weights a channel): {', '.join(names)}"
+        print(f"{scorer.loaded.entry}: {technique}, {setting}: {other} at {where}", flush=True)
     return Policy(sites=sites)
+
+
+def _fitting(choice: Choice, columns: int) -> tuple[Choice, str | None]:
+    """The choice as a site with so many weights a channel can have it, and what it has instead of what was asked."""
+    prune, weights = choice.prune, choice.weights
+    if isinstance(prune, SemiStructured) and columns % prune.m:
+        return choice.model_copy(update={"prune": NoPruning()}), "not pruned"
+    if isinstance(weights, Uniform) and weights.group_size is not None and columns % weights.group_size:
+        plain = weights.model_copy(update={"scale_per": "channel", "group_size": None})
+        return choice.model_copy(update={"weights": plain}), "a scale per channel"
+    return choice, None
 
 
 def _structures(scorer: Scorer) -> Iterator[tuple[str, str, Policy]]:
@@ -143,7 +162,7 @@ def _structures(scorer: Scorer) -> Iterator[tuple[str, str, Policy]]:
     member = scorer.models.member(None)
     plain = {site.name: Choice(weights=Float32()) for site in member.sites}
     for ratio in (0.25, 0.5):
-        for criterion in ("l1", "l2", "random", "taylor", "apoz", "batchnorm"):
+        for criterion in CHANNEL_CRITERIA:
             how = ChannelPruning.model_validate({"criterion": criterion})
             channels = {group.name: ratio for group in member.groups}
             if channels:
@@ -176,7 +195,7 @@ def show(rows: Sequence[Row]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compression", description=__doc__)
-    parser.add_argument("workloads", nargs="*", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("workloads", nargs="*", default=list(WORKLOADS))
     parser.add_argument("--json", type=Path, help="write the rows there, too")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:

@@ -155,12 +155,19 @@ class Layout:
         Raises:
             ArtifactError: the file is damaged, from a later version, or of another model.
         """
-        rest, coded = self.read(opened)
+        return self.assemble(opened, *self.read(opened))
+
+    def assemble(self, opened: Opened, rest: Mapping[str, torch.Tensor], coded: Mapping[str, CodedWeight]) -> nn.Module:
+        """A new model, in evaluation mode, with what `read` gave.
+
+        Raises:
+            ArtifactError: it does not go with the model: the file is damaged.
+        """
         try:
             model = stitch(self.model, self.sites, coded)
         except CandidateError as error:
             raise ArtifactError(f"{opened.path}: {error}: the file is damaged") from error
-        model.load_state_dict(rest, strict=False)
+        model.load_state_dict(dict(rest), strict=False)
         return model
 
     def read(self, opened: Opened) -> tuple[dict[str, torch.Tensor], dict[str, CodedWeight]]:

@@ -7,7 +7,7 @@ import torch
 
 from compress.bias import bias_shift
 from compress.coding import CodedWeight
-from compress.compensation import Job, compensate
+from compress.compensation import Job, Swept, compensate
 from compress.layer import CompressedLayer, Cost
 from compress.nearest import nearest
 from compress.pruning.importance import kept_mask
@@ -15,7 +15,7 @@ from compress.quantization.adaround import adaround
 from compress.sites import Site
 from compress.statistics import SiteStatistics
 from spaces.errors import CandidateError
-from spaces.policy import Choice, Float16, Prune, SemiStructured, Uniform, Unstructured
+from spaces.policy import Choice, Codebook, Float16, Float32, Prune, SemiStructured, Uniform, Unstructured
 from spaces.target import CodingName
 
 HALF_MAX = 65504.0
@@ -66,24 +66,50 @@ def _ways(name: str, rows: torch.Tensor, choices: Sequence[Choice], statistics: 
         return masks[prune]
 
     found: dict[int, Way] = {}
-    jobs: dict[int, Job] = {}
+    jobs: dict[int | Prune, Job] = {}  # of a choice, or of a pruning whose refilled weights are rounded afterwards
     for i, choice in enumerate(choices):
         _check(name, rows, choice)
         prune, rounding = choice.prune, getattr(choice.weights, "rounding", "nearest")
-        by_error = isinstance(prune, Unstructured | SemiStructured) and prune.criterion == "hessian"
-        if isinstance(prune, Unstructured | SemiStructured) and by_error:
-            jobs[i] = Job(choice.weights, prune=prune)
+        if isinstance(prune, Unstructured | SemiStructured) and prune.criterion == "hessian":
+            later = isinstance(choice.weights, Uniform | Codebook) and rounding != "gptq"
+            jobs[prune if later else i] = Job(Float32() if later else choice.weights, prune=prune)
         elif rounding == "gptq":
             jobs[i] = Job(choice.weights, mask(prune))
         else:
             coded = nearest(rows, mask(prune), choice.weights, statistics.fisher)
             found[i] = _rounded(coded, rows, mask(prune), choice, statistics)
-    hessian, reason = statistics.hessian, statistics.reason
-    swept = compensate(rows, hessian, list(jobs.values()), fisher=statistics.fisher, name=name) if jobs else []
-    for i, one in zip(jobs, swept, strict=True):
-        note = one.note if one.note is None or hessian is not None or reason is None else reason
-        found[i] = (one.coded, one.kept, None if note is None else f"rounded to nearest, pruned by magnitude: {note}")
+    hessian, fisher = statistics.hessian, statistics.fisher
+    swept = compensate(rows, hessian, list(jobs.values()), fisher=fisher, name=name) if jobs else []
+    done = dict(zip(jobs, swept, strict=True))
+    for i, choice in enumerate(choices):
+        if i in done:
+            one = done[i]
+            found[i] = one.coded, one.kept, _note("rounded to nearest, pruned by magnitude", one, statistics)
+        elif i not in found:
+            found[i] = _refilled(done[choice.prune], choice, statistics)
     return [found[i] for i in range(len(choices))]
+
+
+def _refilled(pruned: Swept, choice: Choice, statistics: SiteStatistics) -> Way:
+    """The weights that make up for those pruned by the output error, rounded as chosen.
+
+    As they are the best ones with their mask, the output error to them differs from that to the original weights by
+    what no rounding can change: AdaRound minimises the one with the other.
+    """
+    rows = pruned.coded.decode()
+    coded = nearest(rows, pruned.kept, choice.weights, statistics.fisher)
+    if pruned.note is None:
+        return _rounded(coded, rows, pruned.kept, choice, statistics)
+    learned = isinstance(choice.weights, Uniform) and choice.weights.rounding == "adaround"
+    what = "rounded to nearest, pruned by magnitude" if learned else "pruned by magnitude"
+    return coded, pruned.kept, _note(what, pruned, statistics)
+
+
+def _note(what: str, one: Swept, statistics: SiteStatistics) -> str | None:
+    """What was done otherwise than chosen where the Hessian is of no use, and why."""
+    if one.note is None:
+        return None
+    return f"{what}: {statistics.reason if statistics.hessian is None and statistics.reason else one.note}"
 
 
 def _rounded(

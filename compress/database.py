@@ -5,6 +5,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 
 import torch
 from torch import nn
@@ -20,7 +21,8 @@ from spaces.errors import CandidateError
 from spaces.policy import Choice, DynamicActivations, StaticActivations
 from spaces.target import CodingName
 
-CODE_VERSION = 1  # of everything that shapes a compressed layer: raise it when a result changes
+CODE_VERSION = 2  # of everything that shapes a compressed layer: raise it when a result changes
+CODER_VERSION = version("constriction")  # entropy-coded layers have the bytes that it gives
 MEMORY_BYTES = 512 * 2**20
 
 Statistics = Callable[[], Mapping[str, SiteStatistics]]
@@ -120,6 +122,7 @@ class LayerDatabase:
         parts = [
             CODE_VERSION,
             torch.__version__,
+            CODER_VERSION,
             self._identity,
             name,
             self._coding,

@@ -29,13 +29,25 @@ def _keys(schema: dict[str, Any], root: dict[str, Any], above: str) -> Iterator[
             yield from _keys(inner, root, f"{above}{name}.")
         else:
             default = f"`{_yaml(field['default'])}`" if "default" in field else "required"
-            yield above + name, default, field["description"]
+            values = _values(field)
+            allowed = (
+                f"; {'any' if 'items' in field else 'one'} of {', '.join(f'`{v}`' for v in values)}" if values else ""
+            )
+            yield above + name, default, field["description"] + allowed
+
+
+def _values(field: dict[str, Any]) -> list[str]:
+    """The values of a key, or of each item of its list, where they are few and have names."""
+    nodes = [field, field.get("items", {}), *field.get("anyOf", [])]
+    return [value for node in nodes for value in node.get("enum", [])]
 
 
 def _yaml(value: Any) -> str:
     match value:
         case None:
             return "null"
+        case bool():
+            return str(value).lower()
         case list() | tuple():
             return f"[{', '.join(_yaml(one) for one in value)}]"
         case dict() if not value:

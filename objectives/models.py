@@ -8,6 +8,7 @@ from torch import nn
 
 from compress.database import LayerDatabase
 from compress.family import Family, Member, Variant
+from compress.inputs import outputs
 from compress.pruning.channel_scores import kept_channels, scores
 from compress.quantization.smooth import smooth
 from compress.shelf import Shelf
@@ -31,7 +32,7 @@ class Models:
     """
 
     def __init__(self, loaded: LoadedWorkload, evaluation: Evaluation, teacher: Teacher) -> None:
-        self._loaded, self._evaluation = loaded, evaluation
+        self._loaded, self._evaluation, self._teacher = loaded, evaluation, teacher
         split = loaded.splits["train"]
         kind = loaded.workload.outputs
         self.lesson = Lesson(split.inputs, teacher.train, split.targets, loaded.hard_loss(), kind, loaded.model)
@@ -71,22 +72,11 @@ class Models:
         """The layer database of a model."""
         if name not in self._databases:
             evaluation, member = self._evaluation, self.member(name)
-            identity = " ".join(
-                map(
-                    str,
-                    (
-                        sha256_of(member.model.state_dict()),
-                        self._loaded.data_sha256,
-                        evaluation.chunk,
-                        evaluation.threads,
-                    ),
-                )
-            )
             self._databases[name] = LayerDatabase(
                 member.model,
                 member.sites,
                 lambda: self.statistics(name),
-                identity,
+                self._identity(member),
                 coding=evaluation.coding,
                 shelf=Shelf(evaluation.cache / "layers", evaluation.max_bytes) if evaluation.max_bytes else None,
             )
@@ -141,6 +131,30 @@ class Models:
             return model
         inputs = self._loaded.splits["calibration"].inputs
         return smooth(model, inputs, self._evaluation.smoothing, self._evaluation.chunk)[0]
+
+    def _identity(self, member: Member) -> str:
+        """What a member's layers are made from: its weights, what it computes, the loss if one counts, and the data."""
+        evaluation, out = self._evaluation, self._outputs(member)
+        parts = [sha256_of(member.model.state_dict()), sha256_of({"outputs": out}), self._loaded.data_sha256]
+        if evaluation.gradients:
+            parts.append(sha256_of(self._slopes(out)))
+        return " ".join(map(str, (*parts, evaluation.chunk, evaluation.threads)))
+
+    def _outputs(self, member: Member) -> torch.Tensor:
+        """Of a member on calibration data, float32 (samples, ...), computed on the CPU as its statistics are."""
+        known = self._teacher.calibration
+        if member.model is self._loaded.model and known.numel() and self._evaluation.device == "cpu":
+            return known
+        return outputs(member.model, self._loaded.splits["calibration"].inputs, self._evaluation.chunk)
+
+    def _slopes(self, out: torch.Tensor) -> dict[str, torch.Tensor]:
+        """By chunk, the gradient of the loss with respect to outputs (samples, ...): all that others learn of it."""
+        slopes = {}
+        for start in range(0, out.shape[0], self._evaluation.chunk):
+            samples = slice(start, start + self._evaluation.chunk)
+            part = out[samples].detach().clone().requires_grad_()
+            (slopes[str(start)],) = torch.autograd.grad(self._loss(part, samples), part)
+        return slopes
 
     def _loss(self, out: torch.Tensor, samples: slice) -> torch.Tensor:
         """The loss whose gradients rank weights, summed over samples."""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from torch import nn
 
-from compress.apply import stitch
 from compress.artifact import Opened, open_packed
 from compress.coding import CodedWeight
 from compress.family import Family, Member, Variant
@@ -66,9 +65,7 @@ def unpack(family: Family, opened: Opened) -> Unpacked:
     """
     variant = family.of_file(opened)
     rest, coded = variant.layout.read(opened)
-    model = stitch(variant.model, variant.sites, coded)
-    model.load_state_dict(rest, strict=False)
-    return Unpacked(variant, coded, model)
+    return Unpacked(variant, coded, variant.layout.assemble(opened, rest, coded))
 
 
 def family_of(loaded: LoadedWorkload) -> Family:

@@ -1,6 +1,7 @@
 """Smaller models that a workload offers: each learns from the trained model once, before it is compressed.
 
-As in Hinton et al. 2015 (arXiv:1503.02531). Its weights are kept in the cache folder: all workers have the same.
+As in Hinton et al. 2015 (arXiv:1503.02531). Its weights are kept in the cache folder: all workers have those of the
+first one that trained it.
 """
 
 import copy
@@ -14,7 +15,8 @@ from safetensors.torch import save
 from torch import nn
 
 from compress.coding import CodedWeight, Kind
-from compress.files import write_file
+from compress.files import write_file, write_once
+from compress.inputs import count, outputs, take
 from compress.sites import find_sites
 from compress.training.lesson import Lesson
 from compress.training.student import Student
@@ -22,6 +24,7 @@ from objectives.evaluation import Evaluation, seed_of
 from objectives.workload import LoadedWorkload, sha256_of
 from spaces.policy import Distillation
 
+CODE_VERSION = 1  # of everything that shapes a trained student: raise it when a result changes
 KEY = "slimfront.student"
 TEMPERATURE, ALPHA = 4.0, 0.9  # of this training; those of a policy are for what is learned after compression
 
@@ -39,15 +42,26 @@ def trained_student(loaded: LoadedWorkload, evaluation: Evaluation, lesson: Less
     plain = {"masks": "static", "grids": "fixed", "penalty": None, "features": 0.0}  # it may have other blocks
     settings = settings.model_copy(update={"temperature": TEMPERATURE, "alpha": ALPHA, **plain})
     model = copy.deepcopy(given)
-    path = _path(loaded, evaluation, settings, name)
+    path = _path(loaded, evaluation, settings, lesson, name)
     known = _read(path)
     if known is not None:
         model.load_state_dict(known, strict=True)
         return model.eval()
     model = _train(model.to(evaluation.device), lesson, settings, seed_of(evaluation.seed, f"student {name}"))
     state = {key: tensor.detach().clone().contiguous() for key, tensor in model.state_dict().items()}  # none is shared
-    write_file(path, save(state, metadata={KEY: _seal(path, state)}))
+    model.load_state_dict(_kept(path, state), strict=True)
     return model.eval()
+
+
+def _kept(path: Path, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state that all workers take: the one that another has kept meanwhile, else this one."""
+    blob = save(state, metadata={KEY: _seal(path, state)})
+    write_once(path, blob)
+    found = _read(path)
+    if found is None:  # what was there is damaged
+        write_file(path, blob)
+        found = _read(path)
+    return state if found is None else found
 
 
 def _read(path: Path) -> dict[str, torch.Tensor] | None:
@@ -77,8 +91,9 @@ def _train(model: nn.Module, lesson: Lesson, settings: Distillation, seed: int) 
     return student.model.cpu()
 
 
-def _path(loaded: LoadedWorkload, evaluation: Evaluation, settings: Distillation, name: str) -> Path:
+def _path(loaded: LoadedWorkload, evaluation: Evaluation, settings: Distillation, lesson: Lesson, name: str) -> Path:
     about = [
+        CODE_VERSION,
         loaded.model_sha256,
         loaded.data_sha256,
         name,
@@ -88,6 +103,16 @@ def _path(loaded: LoadedWorkload, evaluation: Evaluation, settings: Distillation
         evaluation.threads,
         evaluation.device,
         torch.__version__,
+        *_learned(loaded.students[name], lesson, settings, evaluation.chunk),
     ]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     return evaluation.cache / "students" / f"{key}.safetensors"
+
+
+def _learned(given: nn.Module, lesson: Lesson, settings: Distillation, chunk: int) -> tuple[str, str, str]:
+    """What code makes of the first samples: both models' outputs, and the loss of the teacher's."""
+    index = torch.arange(min(chunk, count(lesson.inputs)))
+    begun = outputs(given, take(lesson.inputs, index), chunk)
+    taught = lesson.teacher.at(index)
+    loss = lesson.loss(taught, index, settings)
+    return lesson.kind, sha256_of({"student": begun, "teacher": taught}), repr(loss.detach().double().item())

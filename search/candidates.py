@@ -86,6 +86,17 @@ def _check_training(config: Config, loaded: LoadedWorkload) -> None:
             f"distillation.rewind: given true, but {loaded.entry} offers no early weights: give the Workload `early`, "
             "the model's parameters early in its training, or leave rewind out"
         )
+    if distillation.rewind and config.space.smoothing is not None:
+        raise ConfigError(
+            f"distillation.rewind: given true, with space.smoothing {config.space.smoothing:g}: early weights are not "
+            "those of a smoothed model; leave rewind or smoothing out"
+        )
+    if loaded.students and config.space.students and distillation.student_steps and not distillation.steps:
+        raise ConfigError(
+            f"distillation.student_steps: given {distillation.student_steps}, but without distillation.steps nothing "
+            f"is trained, the students {', '.join(loaded.students)} of {loaded.entry} neither: give "
+            "distillation.steps, or distillation.student_steps: 0 to take them as they come, or space.students: false"
+        )
     penalty = distillation.penalty
     if penalty is not None and penalty.kind == "batchnorm_l1" and not batchnorms(loaded.model):
         raise ConfigError(
@@ -142,10 +153,21 @@ def _policy(space: Space, setting: Setting) -> Policy:
 def build_here(scorer: Scorer, tasks: Sequence[LayerTask]) -> list[list[Cost]]:
     """Have all layers compressed in this process; a large model takes minutes, and says how far it is."""
     costs: list[list[Cost]] = []
-    said = time.monotonic()
+    progress = Compressing(len(tasks))
     for task in tasks:
-        costs.append(task.run(scorer))
-        if time.monotonic() - said > QUIET_SECONDS:
-            said = time.monotonic()
-            say(f"compressed {len(costs)} of {len(tasks)} sites at each choice")
+        costs.append(task.insist(scorer))
+        progress.show(len(costs))
     return costs
+
+
+class Compressing:
+    """Says now and then how many tasks of `total` are done."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._said = total, time.monotonic()
+
+    def show(self, done: int) -> None:
+        """Say it, unless that was a moment ago."""
+        if time.monotonic() - self._said > QUIET_SECONDS:
+            self._said = time.monotonic()
+            say(f"compressed {done} of {self._total} sites at each choice")

@@ -33,7 +33,7 @@ class RuleConfig(Section):
     """Values that replace the space's own at the sites that match a glob; later rules win."""
 
     sites: fields.Glob = Field(description="glob of the sites this rule is for")
-    bits: fields.AllBits | None = Field(default=None, description="bit widths of uniform weights here; one fixes it")
+    bits: fields.AllBits | None = Field(default=None, description="bit widths of weights here; one fixes it")
     ratios: fields.AllRatios | None = Field(default=None, description="pruning ratios here; one fixes it")
     weights: fields.AllWeights | None = Field(default=None, description="kinds of weights here; one fixes it")
     patterns: fields.AllPatterns | None = Field(default=None, description="N:M patterns here; [] for none")
@@ -53,32 +53,50 @@ class RuleConfig(Section):
 class SpaceConfig(Section):
     """What may be chosen at the sites."""
 
-    bits: fields.AllBits = Field(default=(2, 3, 4, 5, 6, 7, 8), description="bit widths of uniform weights")
+    bits: fields.AllBits = Field(
+        default=(2, 3, 4, 5, 6, 7, 8), description="bit widths of uniform weights and codebooks, 2 to 8"
+    )
     ratios: fields.AllRatios = Field(
         default=(0.0, 0.16, 0.32, 0.48, 0.64, 0.8, 0.96),
         description="shares of a site's weights that are pruned",
     )
     prune: fields.AllPrune = Field(
-        default=("unstructured",), description="kinds of pruning; without unstructured the ratio is 0"
+        default=("unstructured",),
+        description="kinds of pruning; without unstructured the ratio is 0",
     )
     weights: fields.AllWeights = Field(default=("uniform",), description="kinds of weights")
-    patterns: fields.AllPatterns = Field(default=("2:4",), description="N:M patterns, where prune has nm")
+    patterns: fields.AllPatterns = Field(
+        default=("2:4",), description="N:M, where prune has nm: N of each M weights stay"
+    )
     thresholds: fields.AllThresholds = Field(
         default=(), description="absolute values below which weights are pruned, where prune has threshold"
     )
-    criterion: Criterion = Field(default="hessian", description="by what the weights to prune are ranked")
-    scale_per: fields.ScalePer = Field(default="channel", description="what has a scale of its own: tensor, channel, k")
+    criterion: Criterion = Field(
+        default="hessian", description="by what the weights to prune are ranked; hessian is the layer's output error"
+    )
+    scale_per: fields.ScalePer = Field(
+        default="channel",
+        description="what has a scale of its own: tensor, channel (an output channel), or a number k: each k "
+        "consecutive weights of a channel, whose number k divides",
+    )
     symmetric: bool = Field(default=True, description="whether uniform weights have as many levels below zero as above")
-    rounding: Rounding = Field(default="gptq", description="how weights are rounded")
+    rounding: Rounding = Field(
+        default="gptq", description="how weights are rounded; gptq also moves scales and codebook entries"
+    )
     fisher: bool = Field(default=False, description="whether codebooks weigh errors by the Fisher information")
     activations: fields.AllActivations = Field(default=("float",), description="kinds of activations")
-    activation_bits: fields.AllActivationBits = Field(default=(8,), description="bit widths of quantized activations")
-    activation_range: RangeBy = Field(default="mse", description="how the ranges of static activations are found")
+    activation_bits: fields.AllActivationBits = Field(
+        default=(8,), description="bit widths of quantized activations, 4 to 8"
+    )
+    activation_range: RangeBy = Field(
+        default="mse", description="how the ranges of static activations are found; percentile is the inner 99.8 %"
+    )
     smoothing: float | None = Field(
-        default=None, ge=0, le=1, description="alpha of SmoothQuant behind LayerNorms; null for none"
+        default=None, ge=0, le=1, description="alpha of SmoothQuant behind LayerNorms, 0 to 1; null for none"
     )
     channels: fields.AllChannelRatios = Field(
-        default=(), description="shares of a group's channels that are removed; [] for no channel pruning"
+        default=(),
+        description="shares of a group's channels that may be removed, beside none; [] for no channel pruning",
     )
     channel_criterion: ChannelCriterion = Field(
         default="wanda", description="by what the channels to remove are ranked"
@@ -141,18 +159,30 @@ class DistillationConfig(Section):
         default="cosine", description="how the learning rate falls within a rung"
     )
     masks: Literal["static", "dynamic", "gradual"] = Field(
-        default="static", description="whether pruned weights stay so, are chosen anew, or ever more of them go"
+        default="static",
+        description="static: pruned weights stay so; dynamic: every few steps some of them change places with others; "
+        "gradual: ever more are pruned during the first rung",
     )
     grids: Literal["fixed", "learned"] = Field(
-        default="fixed", description="whether scales and codebook entries are trained, too"
+        default="fixed", description="learned: scales (LSQ) and codebook entries are trained with the weights"
     )
-    rewind: bool = Field(default=False, description="start from the workload's early weights, where it has some")
-    features: float = Field(default=0.0, ge=0, description="weight of the loss between inner features")
-    labels: Literal["given", "teacher"] = Field(default="given", description="whose labels the hard loss takes")
-    penalty: PenaltyConfig | None = Field(default=None, description="what shrinks weights in training")
+    rewind: bool = Field(
+        default=False, description="start training from the early weights that the workload must then give"
+    )
+    features: float = Field(default=0.0, ge=0, description="weight of the loss between inner features; 0 for none")
+    labels: Literal["given", "teacher"] = Field(
+        default="given",
+        description="whose labels the hard loss takes; without targets the class that the teacher finds most likely",
+    )
+    penalty: PenaltyConfig | None = Field(
+        default=None,
+        description="what shrinks weights in training, {kind: l1 or group_lasso or batchnorm_l1, strength: its weight "
+        "in the loss}; null for none",
+    )
     cache_bytes: fields.ByteCount = Field(default=10**9, description="bound on the kept outputs of the teacher")
     student_steps: fields.Number = Field(
-        default=600, description="steps that a smaller model learns for beforehand; 0 takes it as it comes"
+        default=600,
+        description="steps that a smaller model learns for beforehand; 0, as steps: [] needs, takes it as it comes",
     )
     margin: float = Field(
         default=0.02,

@@ -6,9 +6,9 @@ from concurrent.futures import Future
 
 from compress.layer import Cost
 from objectives.score import Scorer
+from search.candidates import Compressing
 from search.config import Config
 from search.pool import RayPool
-from search.progress import say
 from search.tasks import LayerTask
 from spaces.errors import CandidateError
 
@@ -40,13 +40,15 @@ class Crew:
         """Have layers compressed and priced, each task's in the order of its choices.
 
         Raises:
-            CandidateError: a choice does not fit its site.
+            CandidateError: a choice does not fit its site, or a layer failed too often.
             StudyError: Ray or a worker does not start.
         """
         left, costs = deque(tasks), dict[int, list[Cost]]()
+        progress = Compressing(len(tasks))
         while left and not (self._ray.done() and self.pool(scorer).is_ready()):
             task = left.popleft()
-            costs[task.number] = task.run(scorer)
+            costs[task.number] = task.insist(scorer)
+            progress.show(len(costs))
         if left:
             pool = self.pool(scorer)
             for task in left:
@@ -56,8 +58,7 @@ class Crew:
                     if result.costs is None:
                         raise CandidateError(result.error or "no reason was given")
                     costs[result.number] = list(result.costs)
-                    if len(costs) % 100 == 0:
-                        say(f"compressed {len(costs)} of {len(tasks)} sites at each choice")
+                progress.show(len(costs))
         return [costs[task.number] for task in tasks]
 
     def close(self) -> None:

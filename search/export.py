@@ -9,7 +9,7 @@ from pathlib import Path
 
 from compress.files import artifact_path, write_file
 from search.config import storage_url
-from search.front import ROUNDING, Front, Point, StoredStudy, pick_study
+from search.front import ROUNDING, Front, Point, StoredStudy, pick_study, space_of_study
 from search.storage import Storage, open_storage
 from spaces.errors import ArtifactError, ConfigError, SlimfrontError, StudyError
 from spaces.policy import (
@@ -20,7 +20,6 @@ from spaces.policy import (
     ScoreRecord,
     WorkloadRecord,
 )
-from spaces.space import Space
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _LEAST = {"max_bytes": 1, "max_ratio": 0, "min_accuracy": -math.inf, "max_drop": 0}
@@ -142,13 +141,15 @@ def policy_file(storage: Storage, study: StoredStudy, point: Point) -> PolicyFil
         point: the trial, from this study's front.
 
     Raises:
-        StudyError: the trial is not in the study, or its parameters are not a policy of its space.
+        StudyError: the trial is not in the study, its parameters are not a policy of its space, or an earlier version
+            made the study.
     """
     attrs = study.attrs
     config, workload, model = attrs["config"], attrs["workload"], attrs["float"]
+    space = space_of_study(study)
     try:
         params = storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study.id, point.trial)).params
-        policy = Space.read(attrs["space"]).policy(params)
+        policy = space.policy(params)
     except (KeyError, ValueError) as error:
         raise StudyError(f"trial {point.trial} of study {study.name!r} is no policy of its space: {error}") from error
     ladder = tuple(config["distillation"]["steps"][: point.rung])

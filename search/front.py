@@ -29,6 +29,7 @@ __all__ = [
     "knee",
     "pareto",
     "pick_study",
+    "space_of_study",
 ]
 
 DEPLOYED_DROP = 0.05  # hypervolume5 looks at the accuracies that lose at most this
@@ -203,6 +204,20 @@ def pick_study(storage: Storage, name: str | None) -> StoredStudy:
     return StoredStudy(study_id, found, attrs)
 
 
+def space_of_study(study: StoredStudy) -> Space:
+    """The space that a study searches.
+
+    Raises:
+        StudyError: it is written in another way than it is now.
+    """
+    try:
+        return Space.read(study.attrs["space"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise StudyError(
+            f"study {study.name!r} was made by an earlier version of Slimfront; search again under another name"
+        ) from error
+
+
 def front(study: str | None = None, storage: str | None = None) -> Front:
     """The front of a study, finished or running.
 
@@ -228,7 +243,7 @@ def front(study: str | None = None, storage: str | None = None) -> Front:
 
 def _front(study: StoredStudy, trials: Sequence["FrozenTrial"]) -> Front:
     attrs = study.attrs
-    space, tests = Space.read(attrs["space"]), attrs.get("test", {})
+    space, tests = space_of_study(study), attrs.get("test", {})
     points = [_point(study, space, tests, trial) for trial in trials if trial.state.name == "COMPLETE"]
     points.sort(key=lambda one: (one.bytes, one.trial))
     stored = attrs["float"]
@@ -281,8 +296,13 @@ def _point(study: StoredStudy, space: Space, tests: Mapping[str, float], trial: 
 
 
 def _label(space: Space, params: Mapping[str, Any]) -> str:
-    """What most sites of a policy have chosen."""
-    return Counter(choice.label for choice in space.policy(params).sites.values()).most_common(1)[0][0]
+    """What most sites of a policy have chosen, and what was cut out of the model."""
+    policy = space.policy(params)
+    parts = [Counter(choice.label for choice in policy.sites.values()).most_common(1)[0][0]] if policy.sites else []
+    if policy.channels:
+        parts.append(f"{max(policy.channels.values()):.0%} of channels removed".replace("%", " %"))
+    parts += [f"without {block}" for block in policy.dropped]
+    return ", ".join([f"model {policy.model}", *parts] if policy.model else parts)
 
 
 def _pair(given: Sequence[float] | None) -> tuple[float, float] | None:

@@ -4,13 +4,15 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from search.candidates import Checked, Prepared, check, prepare
+from compress.layer import Cost
+from objectives.score import Scorer
+from search.candidates import Build, Checked, Prepared, build_here, check, prepare
 from search.config import Config
 from search.crew import Crew
 from search.describe import describe
@@ -22,7 +24,7 @@ from search.rungs import History
 from search.samplers.proposer import Proposer
 from search.storage import Storage, check_storage_url, open_storage
 from search.study import Asked, Trials, open_study
-from search.tasks import LocalPool, Pool, Result, ScoreTask, TestTask
+from search.tasks import LayerTask, LocalPool, Pool, Result, ScoreTask, TestTask
 from spaces.errors import ConfigError
 
 SAMPLER_PREFIX = "sampler:"
@@ -57,10 +59,6 @@ def launch(config: Config, *, takeover: bool = False) -> LaunchResult:
     Proposer(checked.space, sampler.name, sampler.options, config.seed, ()).check()
     with _prepared(config, checked) as (prepared, pool):
         proposer = Proposer(checked.space, sampler.name, sampler.options, config.seed, prepared.first)
-        try:
-            checked.evaluation.cache.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cache: the folder {checked.evaluation.cache} cannot be made: {error}") from error
         with contextlib.closing(open_storage(url, create=True)) as storage:
             study_id, _ = open_study(storage, config.study)
             with Lease(storage, study_id, takeover=takeover) as lease:
@@ -73,7 +71,7 @@ def launch(config: Config, *, takeover: bool = False) -> LaunchResult:
 def _prepared(config: Config, checked: Checked) -> Iterator[tuple[Prepared, Pool]]:
     """The prepared search and who scores its candidates; Ray, which takes seconds to start, starts beside the work."""
     if config.workers == 0:
-        prepared = prepare(config, checked)
+        prepared = prepare(config, checked, _with_cache(build_here))
         yield prepared, LocalPool(prepared.scorer, prepared.evaluation.cache)
         return
     say(f"starting {config.workers} Ray workers")
@@ -81,13 +79,27 @@ def _prepared(config: Config, checked: Checked) -> Iterator[tuple[Prepared, Pool
         starting = threads.submit(start_ray, config.workers)
         crew = Crew(config, starting)
         try:
-            prepared = prepare(config, checked, crew.build)
+            prepared = prepare(config, checked, _with_cache(crew.build))
             yield prepared, crew.pool(prepared.scorer)
         finally:
             crew.close()
             with contextlib.suppress(Exception):
                 if starting.result():
                     stop_ray()
+
+
+def _with_cache(build: Build) -> Build:
+    """The same, which makes the cache folder first: nothing is written before, as a loss may still prove wrong."""
+
+    def built(scorer: Scorer, tasks: Sequence[LayerTask]) -> list[list[Cost]]:
+        cache = scorer.evaluation.cache
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cache: the folder {cache} cannot be made: {error}") from error
+        return build(scorer, tasks)
+
+    return built
 
 
 class _Search:

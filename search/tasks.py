@@ -1,5 +1,6 @@
 """What there is to do for a candidate, what comes back, and a pool that does it in the driver's own process."""
 
+import contextlib
 import socket
 import time
 from collections import deque
@@ -7,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from compress.files import artifact_path
 from compress.layer import Cost
 from objectives.score import Score, Scorer
 from search.rungs import Keep, Promotion
-from spaces.errors import RetryableError, SlimfrontError
+from spaces.errors import CandidateError, RetryableError, SlimfrontError
 from spaces.policy import Choice, Policy
 
 RETRIES = 2  # further tries of a task that failed for want of memory, disk or its worker
+BATCH = 2**26  # weights of one site that are compressed together, all its choices counted
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,43 @@ class LayerTask:
         """Have the layers in the layer database; what they cost.
 
         Raises:
-            CandidateError: a choice does not fit the site.
+            CandidateError: a choice does not fit the site, or it cannot be compressed.
+            RetryableError: out of memory, or the cache folder cannot be written.
         """
+        cache = scorer.evaluation.cache
+        try:
+            return self._costs(scorer)
+        except SlimfrontError:
+            raise
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise RetryableError(f"site {self.site}: out of memory: {error}") from error
+        except OSError as error:
+            raise RetryableError(f"site {self.site}: the cache folder {cache} cannot be written: {error}") from error
+        except Exception as error:
+            raise CandidateError(f"site {self.site}: {type(error).__name__}: {error}") from error
+
+    def _costs(self, scorer: Scorer) -> list[Cost]:
+        """The costs, from batches of choices: what is made of one choice does not depend on the others."""
         variant = scorer.models.variant(self.policy)
         site = next(one for one in variant.sites if one.name == self.site)
-        return scorer.models.database(self.policy.model).costs(site, self.choices, variant.cuts.get(self.site))
+        database, cut = scorer.models.database(self.policy.model), variant.cuts.get(self.site)
+        most = max(1, BATCH // site.size)
+        batches = [self.choices[start : start + most] for start in range(0, len(self.choices), most)]
+        return [cost for batch in batches for cost in database.costs(site, batch, cut)]
+
+    def insist(self, scorer: Scorer) -> list[Cost]:
+        """`run` with up to RETRIES further tries, as a pool has it done.
+
+        Raises:
+            CandidateError: a choice does not fit the site, or all tries failed.
+        """
+        for _ in range(RETRIES):
+            with contextlib.suppress(RetryableError):
+                return self.run(scorer)
+        try:
+            return self.run(scorer)
+        except RetryableError as error:
+            raise CandidateError(f"failed {RETRIES + 1} times, the last time: {error}") from error
 
 
 @dataclass(frozen=True)

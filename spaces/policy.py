@@ -111,7 +111,7 @@ class Distillation(Value):
     features: float = Field(default=0.0, ge=0)
     labels: Literal["given", "teacher"] = "given"
     penalty: Penalty | None = None
-    cache_bytes: int = Field(default=2**30, ge=0)
+    cache_bytes: int = Field(default=10**9, ge=0)
     student_steps: int = Field(default=0, ge=0)
 
 

@@ -132,3 +132,26 @@ def test_a_loss_is_tried_where_it_will_be_used(tmp_path: Path) -> None:
 def test_a_glob_that_matches_no_site_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"space\.exclude\[0\]: given 'heads\*'.*first, second, head"):
         check(tiny(tmp_path, space=SpaceConfig(exclude=("heads*",))))
+
+
+class TestTrainingThatCannotBe:
+    def test_students_that_would_stay_untrained_are_refused(self, tmp_path: Path) -> None:
+        entry, none = "tests.tiny:taught", DistillationConfig(steps=())
+        words = r"student_steps: given 600, but .*narrow, flat, leaky.*: give distillation\.steps, or .*students: false"
+        with pytest.raises(ConfigError, match=words):
+            check(tiny(tmp_path, workload=entry, distillation=none))
+        without = check(tiny(tmp_path, workload=entry, distillation=none, space=SpaceConfig(students=False)))
+        assert without.space.students == ()
+        as_they_come = DistillationConfig(steps=(), student_steps=0)
+        assert len(check(tiny(tmp_path, workload=entry, distillation=as_they_come)).space.students) == 3
+        assert check(tiny(tmp_path, distillation=none)).space.students == ()
+
+    def test_early_weights_of_a_smoothed_model_are_refused(self, tmp_path: Path) -> None:
+        rewound = DistillationConfig(steps=(3,), rewind=True)
+        given: dict[str, Any] = {"workload": "tests.tiny:taught", "distillation": rewound}
+        words = r"distillation\.rewind: given true, with space\.smoothing 0\.5: .*leave rewind or smoothing out"
+        with pytest.raises(ConfigError, match=words):
+            check(tiny(tmp_path, **given, space=SpaceConfig(smoothing=0.5)))
+        distillation = check(tiny(tmp_path, **given)).space.distillation
+        assert distillation is not None
+        assert distillation.rewind

@@ -287,6 +287,28 @@ def test_refitted_weights_are_the_least_squares_solution() -> None:
     torch.testing.assert_close(plain, solved, rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize("least", [-0.05, -0.5])
+def test_moments_that_are_not_quite_positive_definite_are_dampened_more(least: float) -> None:
+    """Float32 sums of many correlated inputs can have an eigenvalue below zero."""
+    moments = torch.eye(6)[None].clone()
+    moments[0, 0, 0] = least
+    new, shift = refit(random_tensor(3, 6), moments, None, torch.arange(5))
+    assert bool(new.isfinite().all())
+    torch.testing.assert_close(new, random_tensor(3, 6)[:, :5], rtol=1e-4, atol=1e-4)
+    assert shift.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_moments_that_cannot_be_inverted_leave_the_weights_as_they_are(value: float) -> None:
+    weight, moments = random_tensor(4, 6), torch.stack([torch.eye(6), torch.eye(6)])
+    moments[1, 2, 2] = value * 100
+    new, shift = refit(weight, moments, torch.zeros(2, 6) + 0.1, torch.arange(5))
+    assert torch.equal(new[2:], weight[2:, :5])
+    assert shift[2:].tolist() == [0, 0]
+    assert bool(new.isfinite().all())
+    assert bool(shift[:2].all())
+
+
 def test_nothing_removed_is_nothing_refitted() -> None:
     x = random_tensor(50, 6)
     weight = random_tensor(4, 6, seed=1)

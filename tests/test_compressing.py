@@ -1,6 +1,7 @@
 """How one site is compressed: masks, codes, errors and shifts against their definitions, alone and in company."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from torch import nn
 
 from compress.coding import Kind
 from compress.compressing import OutputError, compress_layer
+from compress.nearest import fit_grid
 from compress.pruning.importance import kept_mask
-from compress.quantization import uniform
+from compress.quantization import codebook, uniform
 from compress.sites import Site, find_sites
 from compress.statistics import SiteStatistics, collect
 from spaces.errors import CandidateError
@@ -178,6 +180,66 @@ class TestWithStatistics:
         assert hessian.kept is not None
         assert int((~hessian.kept).sum()) == round(0.5 * site.size)
 
+    @pytest.mark.parametrize("how", [{}, {"symmetric": False}, {"scale_per": "group", "group_size": 4}], ids=str)
+    @pytest.mark.parametrize(
+        "prune", [Unstructured(ratio=0.5, criterion="hessian"), SemiStructured(n=2, m=4, criterion="hessian")], ids=str
+    )
+    def test_what_the_hessian_pruned_is_rounded_as_chosen(self, prune: Prune, how: dict[str, Any]) -> None:
+        site, one, _, statistics = known()
+        wished = [Uniform(bits=4, rounding=rounding, **how) for rounding in ("nearest", "adaround", "gptq")]
+        by_magnitude = Choice(prune=prune.model_copy(update={"criterion": "magnitude"}), weights=Uniform(bits=4, **how))
+        by_hessian = [Choice(prune=prune, weights=weights) for weights in wished]
+        choices = [by_magnitude, *by_hessian, Choice(prune=prune)]
+        plain, *made, refilled = compress_layer(site, one.weight, choices, statistics, "packed")
+        nearest, adaround, gptq = made
+        for layer in made:
+            assert layer.cost.error <= plain.cost.error
+            assert layer.cost.note is None
+            assert layer.kept is not None
+            assert refilled.kept is not None
+            assert torch.equal(layer.kept, refilled.kept)
+            assert int(layer.kept.sum()) == site.size // 2
+            assert not layer.coded.decode()[~layer.kept].any()
+        rows, kept = refilled.coded.decode(), refilled.kept
+        assert kept is not None
+        grid = fit_grid(rows, kept, wished[0])
+        assert torch.equal(nearest.coded.values, torch.where(kept, uniform.encode(rows, grid, 4), 0))
+        assert adaround.cost.error < nearest.cost.error
+        for first, second in itertools.combinations(made, 2):
+            assert not torch.equal(first.coded.values, second.coded.values)
+        assert gptq.cost.error < nearest.cost.error
+
+    def test_a_codebook_of_what_the_hessian_pruned_is_rounded_as_chosen(self) -> None:
+        site, one, _, statistics = known()
+        prune = Unstructured(ratio=0.5, criterion="hessian")
+        wished: list[Weights] = [Codebook(bits=3), Codebook(bits=3, rounding="gptq"), Float32()]
+        choices = [Choice(prune=prune, weights=weights) for weights in wished]
+        nearest, gptq, refilled = compress_layer(site, one.weight, choices, statistics, "packed")
+        entries = nearest.coded.entries
+        assert entries is not None
+        rows, kept = refilled.coded.decode(), refilled.kept
+        assert kept is not None
+        assert torch.equal(nearest.coded.values, codebook.encode(rows, kept, entries))
+        assert not torch.equal(nearest.coded.values, gptq.coded.values)
+
+    @pytest.mark.parametrize(
+        ("rounding", "words"),
+        [
+            ("nearest", "pruned by magnitude: "),
+            ("adaround", "rounded to nearest, pruned by magnitude: "),
+            ("gptq", "rounded to nearest, pruned by magnitude: "),
+        ],
+    )
+    def test_without_a_hessian_the_note_says_what_was_done_otherwise(self, rounding: str, words: str) -> None:
+        nothing = SiteStatistics(samples=9, reason="a reason")
+        weights = Uniform(bits=3, rounding=rounding)  # type: ignore[arg-type]
+        choice = Choice(prune=Unstructured(ratio=0.5, criterion="hessian"), weights=weights)
+        plain = Choice(prune=Unstructured(ratio=0.5), weights=Uniform(bits=3))
+        made, expected = compress_layer(SITE, WEIGHT, [choice, plain], nothing, "packed")
+        assert made.cost.note == f"{words}a reason"
+        assert torch.equal(made.coded.values, expected.coded.values)
+        assert torch.equal(made.coded.decode(), expected.coded.decode())
+
     def test_a_hessian_that_cannot_be_used_is_said(self) -> None:
         site, one, _, statistics = known()
         hessian = torch.full_like(statistics.hessian, torch.nan)  # type: ignore[arg-type]
@@ -196,6 +258,7 @@ class TestWithStatistics:
             Codebook(bits=2, rounding="gptq"),
             Float16(),
             Uniform(bits=4),
+            Uniform(bits=3, rounding="adaround"),
         ]
         prunes: list[Prune] = [NoPruning(), Unstructured(ratio=0.5), Unstructured(ratio=0.5, criterion="hessian")]
         choices = [Choice(prune=p, weights=w) for p, w in itertools.product(prunes, weights)]

@@ -180,6 +180,16 @@ class TestPolicyFile:
         finally:
             storage.close()
 
+    def test_a_study_of_an_earlier_version_says_what_to_do(self, study: DigitsStudy, found: Front) -> None:
+        storage = open_storage(study.url, create=False)
+        try:
+            stored = pick_study(storage, None)
+            old = replace(stored, attrs={**stored.attrs, "space": {"sites": []}})
+            with pytest.raises(StudyError, match="was made by an earlier version of Slimfront"):
+                policy_file(storage, old, found.points[0])
+        finally:
+            storage.close()
+
 
 class TestApply:
     def test_the_file_is_as_large_as_the_score_says(

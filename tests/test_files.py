@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.files import artifact_path, write_file
+from compress.files import artifact_path, write_file, write_once
 
 WRITER = """
 import sys
@@ -87,6 +87,45 @@ def test_a_folder_in_the_way_is_an_error_that_leaves_nothing(tmp_path: Path) -> 
     (tmp_path / "file").mkdir()
     with pytest.raises(OSError, match="file"):
         write_file(tmp_path / "file", b"one")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+RACER = """
+import sys
+from pathlib import Path
+from compress.files import write_once
+
+write_once(Path(sys.argv[1]), sys.argv[2].encode() * 300_000)
+found = Path(sys.argv[1]).read_text()
+print(found == found[0] * 300_000, found[0])
+"""
+
+
+def test_of_several_that_write_once_the_first_one_wins(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    for blob in (b"one", b"another", b""):
+        write_once(path, blob)
+        assert path.read_bytes() == b"one"
+        assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert path.stat().st_nlink == 1
+
+
+def test_processes_that_write_once_together_read_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    racers = [
+        subprocess.Popen([sys.executable, "-c", RACER, str(path), letter], stdout=subprocess.PIPE, text=True)
+        for letter in "ABCD"
+    ]
+    said = {racer.communicate()[0] for racer in racers}
+    assert said == {f"True {path.read_text()[0]}\n"}
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_write_once_leaves_nothing_where_it_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"in the way")
+    with pytest.raises(OSError, match="file"):
+        write_once(tmp_path / "file" / "new", b"one")
     assert os.listdir(tmp_path) == ["file"]
 
 

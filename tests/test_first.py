@@ -158,7 +158,7 @@ class TestFirst:
             tmp_path,
             workload="tests.tiny:family",
             space=SpaceConfig(bits=(4,), ratios=(0.0, 0.5), channels=(0.5,), blocks=True),
-            distillation=DistillationConfig(steps=()),
+            distillation=DistillationConfig(steps=(), student_steps=0),
             sampler=SamplerConfig(uniform=1, predicted=3),
         )
         first = prepare(config).first

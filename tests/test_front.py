@@ -105,6 +105,12 @@ class TestFrontOfAStore:
         ):
             front("theirs", url)
 
+    @pytest.mark.parametrize("space", [{"sites": []}, {**SPACE.document(), "students": 3}, [], None])
+    def test_a_study_of_an_earlier_version_says_what_to_do(self, url: str, space: object) -> None:
+        write_study(url, "old", describe(CONFIG, SPACE) | {"space": space}, SPACE, [])
+        with pytest.raises(StudyError, match=r"study 'old' was made by an earlier version .*; search again under an"):
+            front("old", url)
+
     def test_an_empty_store_says_how_to_start(self, tmp_path: Path) -> None:
         storage = open_storage(f"sqlite:///{tmp_path}/store.db", create=True)
         try:

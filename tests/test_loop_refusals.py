@@ -159,6 +159,13 @@ def test_a_search_that_cannot_start_writes_nothing(
     assert "storage" in change or list(tmp_path.iterdir()) == []
 
 
+def test_a_cache_folder_that_cannot_be_made_is_named_before_a_layer_is_compressed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match=r"cache: the folder .*/file/cache cannot be made: "):
+        launch(tiny(tmp_path, cache=str(tmp_path / "file" / "cache")))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_launch_leaves_no_thread_and_no_signal_handler_behind(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     threads = set(threading.enumerate())

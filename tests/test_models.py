@@ -1,5 +1,9 @@
 """The models of a workload as they are compressed: what they are made from, and what a policy may name of them."""
 
+import copy
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +12,7 @@ import torch
 from torch import nn
 
 from compress.inputs import outputs
-from objectives.evaluation import Evaluation, needs_gradients, teach
+from objectives.evaluation import Evaluation, needs_gradients, no_teacher, teach
 from objectives.models import Models
 from objectives.score import Scorer
 from objectives.workload import LoadedWorkload, load_workload, sha256_of
@@ -24,6 +28,7 @@ from spaces.policy import (
     Uniform,
     Unstructured,
 )
+from tests import tiny
 from tests.models import digest
 from tests.scoring import Until, always, evaluation, never, scorer_of
 
@@ -156,6 +161,87 @@ class TestStatistics:
         ):
             scorer_of(one, how).report(Policy(sites=every_site(Choice(weights=Float16()))))
         assert len(list((tmp_path / "layers").glob("*/*"))) == 3 * 3
+
+
+def curved(model: nn.Module) -> nn.Module:
+    """The same weights with another activation function."""
+    other = copy.deepcopy(model)
+    other.relu = nn.GELU()
+    return other
+
+
+def keys_of(loaded: LoadedWorkload, settings: Evaluation, name: str | None = None) -> list[str]:
+    database = models_of(loaded, settings).database(name)
+    return [database._key(site, Choice(), None) for site in ("first", "head")]
+
+
+KEYS = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+from tests.test_models import evaluation, keys_of, load_workload
+settings = [replace(evaluation(Path()), gradients=gradients) for gradients in (False, True)]
+taught = load_workload("tests.tiny:taught")
+print(json.dumps([keys_of(taught, one, name) for one in settings for name in (None, "leaky")]))
+"""
+
+
+class TestIdentity:
+    """Compressed layers are found again only by models that compute the same from the same."""
+
+    @pytest.mark.parametrize("smoothing", [None, 0.5])
+    def test_another_activation_function_gives_other_layers(
+        self, loaded: LoadedWorkload, smoothing: float | None, tmp_path: Path
+    ) -> None:
+        settings, other = replace(evaluation(tmp_path), smoothing=smoothing), curved(loaded.model)
+        assert sha256_of(other.state_dict()) == sha256_of(loaded.model.state_dict())
+        assert not set(keys_of(loaded, settings)) & set(keys_of(replace(loaded, model=other), settings))
+
+    def test_of_a_student_too(self, tmp_path: Path) -> None:
+        taught = load_workload("tests.tiny:taught")
+        other = replace(taught, students={**taught.students, "narrow": curved(taught.students["narrow"])})
+        found = [keys_of(one, evaluation(tmp_path), name) for one in (taught, other) for name in ("narrow", "leaky")]
+        assert found[0] != found[2]
+        assert found[1] == found[3]
+
+    def test_another_loss_gives_other_layers_where_gradients_count(
+        self, loaded: LoadedWorkload, tmp_path: Path
+    ) -> None:
+        smoothed = replace(loaded.workload, loss=nn.CrossEntropyLoss(label_smoothing=0.1))
+        both = (loaded, replace(loaded, workload=smoothed))
+        plain = evaluation(tmp_path)
+        without, counting = ([keys_of(one, how) for one in both] for how in (plain, replace(plain, gradients=True)))
+        assert without[0] == without[1]
+        assert not set(counting[0]) & set(counting[1])
+        assert without[0] != counting[0]
+
+    @pytest.mark.parametrize("entry", ["regression", "unlabelled"])
+    def test_every_loss_has_one(self, entry: str, tmp_path: Path) -> None:
+        settings = replace(evaluation(tmp_path), gradients=True)
+        found = [keys_of(load_workload(f"tests.tiny:{entry}"), settings) for _ in range(2)]
+        assert found[0] == found[1]
+
+    def test_it_does_not_depend_on_who_computed_the_outputs_and_is_computed_once(self, tmp_path: Path) -> None:
+        loaded, settings = load_workload("tests.tiny:counting"), evaluation(tmp_path)
+        model = loaded.model
+        assert isinstance(model, tiny.Counting)
+        models = Models(loaded, settings, no_teacher())
+        database = models.database(None)
+        passes = len(model.seen)
+        assert models.database(None) is database
+        assert len(model.seen) == passes
+        name = models.member(None).sites[0].name
+        assert database._key(name, Choice(), None) == models_of(loaded, settings).database(None)._key(
+            name, Choice(), None
+        )
+
+    def test_another_process_has_the_same(self, tmp_path: Path) -> None:
+        made = subprocess.run([sys.executable, "-c", KEYS], check=True, capture_output=True, text=True)
+        taught = load_workload("tests.tiny:taught")
+        settings = [replace(evaluation(tmp_path), gradients=gradients) for gradients in (False, True)]
+        mine = [keys_of(taught, one, name) for one in settings for name in (None, "leaky")]
+        assert json.loads(made.stdout) == mine
+        assert len({key for keys in mine for key in keys}) == 8
 
 
 class TestSmoothing:

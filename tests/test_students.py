@@ -1,5 +1,6 @@
 """Smaller models: each learns from the trained one once, the same everywhere, and its files load as what was scored."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -9,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn import functional
 
 from compress.files import artifact_path
 from compress.inputs import outputs
 from objectives.evaluation import Evaluation, teach
 from objectives.score import Scorer
-from objectives.students import trained_student
+from objectives.students import KEY, _seal, trained_student
 from objectives.workload import LoadedWorkload, load_workload, sha256_of
 from spaces.errors import CandidateError, RetryableError
 from spaces.policy import Choice, Distillation, Policy, Uniform, Unstructured
@@ -117,6 +120,46 @@ class TestKept:
         ]
         assert len(kept(tmp_path)) == 2
         assert len({sha256_of(one.state_dict()) for one in found}) == 2
+
+    @pytest.mark.parametrize("changed", ["teacher", "loss", "outputs", "student"])
+    def test_other_code_gives_another_file(self, loaded: LoadedWorkload, changed: str, tmp_path: Path) -> None:
+        smooth, student = nn.CrossEntropyLoss(label_smoothing=0.1), copy.deepcopy(loaded.students["narrow"])
+        teacher = copy.deepcopy(loaded.model)
+        teacher.relu, student.relu = nn.GELU(), nn.GELU()
+        other = {
+            "teacher": replace(loaded, model=teacher),
+            "loss": replace(loaded, workload=replace(loaded.workload, loss=smooth)),
+            "outputs": replace(loaded, workload=replace(loaded.workload, outputs="values")),
+            "student": replace(loaded, students={**loaded.students, "narrow": student}),
+        }[changed]
+        found = [learned(one, learning(tmp_path, student_steps=2), "narrow") for one in (loaded, loaded, other)]
+        assert len(kept(tmp_path)) == 2
+        assert sha256_of(found[0].state_dict()) != sha256_of(found[2].state_dict())
+
+    def test_who_was_first_has_trained_for_all(self, loaded: LoadedWorkload, tmp_path: Path) -> None:
+        """While this process trains another one ends, with weights that differ: training need not be deterministic."""
+        settings = learning(tmp_path / "here")
+        lesson = scorer_of(loaded, settings).models.lesson
+        learned(loaded, learning(tmp_path / "there"), "narrow")
+        (theirs,) = kept(tmp_path / "there")
+        path = tmp_path / "here" / "students" / theirs.name
+        state = {
+            name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in load_file(theirs).items()
+        }
+        losses = 0
+
+        def loss(out: Tensor, targets: Tensor) -> Tensor:
+            nonlocal losses
+            losses += 1
+            if losses == 3:
+                path.parent.mkdir(parents=True)
+                path.write_bytes(save(state, metadata={KEY: _seal(path, state)}))
+            return functional.cross_entropy(out, targets)
+
+        model = trained_student(loaded, settings, replace(lesson, hard=loss), "narrow")
+        assert losses > 3
+        assert sha256_of(model.state_dict()) == sha256_of(state) == sha256_of(load_file(path))
+        assert kept(tmp_path / "here") == [path]
 
     @pytest.mark.parametrize("damage", ["bit", "half", "empty", "text", "other model"])
     def test_a_damaged_file_is_made_anew(self, loaded: LoadedWorkload, damage: str, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-DAMPENING = 0.01  # of the mean of the diagonal, as GPTQ has it: columns may depend on each other
+DAMPENING = (0.01, 0.1, 1.0)  # of the mean of the diagonal, the first as GPTQ has it: columns may depend on each other
 
 
 def refit(
@@ -12,7 +12,8 @@ def refit(
 
     W' = W H[:, kept] H[kept, kept]^-1 minimises the mean of |W x - W' x_kept|^2. With a `mean` the bias is fitted, too:
     H is then the covariance. A layer without a bias can take that only if BatchNorm statistics behind it are
-    re-estimated, which takes in any constant.
+    re-estimated, which takes in any constant. Where no dampening makes the moments invertible, the weights that are
+    left stay as they are.
 
     Args:
         rows: weights, (channels, n).
@@ -28,13 +29,23 @@ def refit(
         rows.double().chunk(len(hessian)), hessian.double(), _means(mean, hessian), strict=True
     ):
         covariance = moments - torch.outer(centre, centre)  # (n, n)
-        damp = covariance.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny) * DAMPENING
-        covariance = covariance + damp * torch.eye(len(covariance), dtype=torch.float64)
-        kept = torch.linalg.cholesky(covariance[columns][:, columns])
-        new = torch.cholesky_solve(covariance[columns] @ block.T, kept).T  # (channels / blocks, kept)
-        parts.append(new)
-        shifts.append(block @ centre - new @ centre[columns])
+        new = _solved(block, covariance, columns)
+        parts.append(block[:, columns] if new is None else new)
+        shifts.append(block.new_zeros(len(block)) if new is None else block @ centre - new @ centre[columns])
     return torch.cat(parts).float(), torch.cat(shifts).float()
+
+
+def _solved(rows: torch.Tensor, covariance: torch.Tensor, columns: torch.Tensor) -> torch.Tensor | None:
+    """The least-squares weights on the columns, (channels, kept); None where there are none."""
+    size = covariance.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    for dampening in DAMPENING:
+        damped = covariance + dampening * size * torch.eye(len(covariance), dtype=torch.float64)
+        factor, failed = torch.linalg.cholesky_ex(damped[columns][:, columns])
+        if not failed:
+            found = torch.cholesky_solve(damped[columns] @ rows.T, factor).T
+            if bool(found.isfinite().all()):
+                return found
+    return None
 
 
 def _means(mean: torch.Tensor | None, hessian: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ space:
   bits: [2, 3, 4, 5, 6, 7, 8]
   # 0.0 leaves a layer whole; even steps give the sampler and the dashboard a plain axis.
   ratios: [0.0, 0.16, 0.32, 0.48, 0.64, 0.8, 0.96]
+  # More ways to get smaller: weights: [uniform, codebook], channels: [0.25, 0.5], blocks: true
   exclude: [] # layers to leave as they are, as globs: ["0", "head.*"]
 
 distillation:

@@ -87,7 +87,7 @@ def workload() -> Workload:
     return Workload(
         model=trained(*training),
         train=training,  # promising candidates are trained on it for a few steps, under the model's eyes
-        calibration=calibration,  # what BatchNorm statistics are taken from
+        calibration=calibration,  # what layers are compressed, and BatchNorm statistics taken, on
         validation=validation,  # what candidates are compared on
         test=test,  # held back until the end, for the front alone
         example_input=torch.zeros(1, 1, 8, 8),  # one batch of any size, for counting multiply-accumulates
