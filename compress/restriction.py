@@ -8,6 +8,7 @@ import torch
 from compress.pruning.reconstruction import refit
 from compress.sites import Site
 from compress.statistics import SiteStatistics
+from compress.structure import kept_rows
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def excerpted(
     """The weights of a smaller site, its statistics, and what its output lost on average already, (channels,)."""
     known = restricted(statistics, whole, left, excerpt.index)
     plain = weight.flatten()[excerpt.index.flatten()].reshape(left.shape)
-    channels, columns = _where(whole, left, excerpt.index)
+    channels, columns = kept_rows(whole, excerpt.index)
     n = whole.size // whole.channels
     if not excerpt.refit or known.hessian is None or statistics.hessian is None or columns.shape[1] == n:
         return plain, known, None
@@ -60,7 +61,7 @@ def restricted(statistics: SiteStatistics, whole: Site, left: Site, cut: torch.T
         cut: the flat index of each of its weights in the whole weight, (left.size,) or the weight's shape.
     """
     n = whole.size // whole.channels
-    channels, columns = _where(whole, left, cut)
+    channels, columns = kept_rows(whole, cut.reshape(left.shape))
     rows_at = channels[:, None] * n + columns
 
     def matrix(values: torch.Tensor | None) -> torch.Tensor | None:
@@ -100,13 +101,3 @@ def _blocks(
         found.append((block, own[0]))
         start += rows
     return found
-
-
-def _where(whole: Site, left: Site, cut: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The row (channels left,) and the columns (channels left, columns left) of what stays in the whole site's rows."""
-    at = torch.arange(whole.size).reshape(whole.shape)
-    place = torch.empty(whole.size, dtype=torch.long)
-    place[whole.rows(at).flatten()] = torch.arange(whole.size)
-    rows_at = place[left.rows(cut.reshape(left.shape))]
-    n = whole.size // whole.channels
-    return rows_at[:, 0] // n, rows_at % n

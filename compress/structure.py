@@ -158,17 +158,21 @@ def masked(model: nn.Module, index: Mapping[str, torch.Tensor]) -> nn.Module:
 
 
 def kept_rows(site: Site, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which rows and columns of a site's `rows` are left, int64 (channels left,) and (columns left,).
+    """Where in a whole site's `rows` the rows of a smaller one come from.
 
     Args:
         site: of the whole model.
         index: of its parameter, out of `Restructured.index`.
+
+    Returns:
+        The rows that are left, int64 (channels left,), and the columns that are left of each (channels left, columns
+        left): all the same but where blocks of a grouped convolution lose different inputs.
     """
     n = site.size // site.channels
     place = torch.empty(site.size, dtype=torch.int64)  # of each weight among the rows
     place[site.rows(torch.arange(site.size).reshape(site.shape)).flatten()] = torch.arange(site.size)
     left = place[index.movedim(site.channel_axis, 0).reshape(index.shape[site.channel_axis], -1)]
-    return left[:, 0] // n, left[0] % n
+    return left[:, 0] // n, left % n
 
 
 def _tensors(model: nn.Module, *, tied: bool) -> Iterator[tuple[str, torch.Tensor]]:

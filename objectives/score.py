@@ -23,11 +23,12 @@ from compress.training.student import Student
 from objectives.accuracy import Accuracy
 from objectives.compute import dense_macs, policy_macs
 from objectives.evaluation import Evaluation, Teacher, forward, seed_of
+from objectives.failures import sorted_failures
 from objectives.judging import JUDGED, judge
 from objectives.models import Models
 from objectives.splits import SplitName
 from objectives.workload import LoadedWorkload
-from spaces.errors import ArtifactError, CandidateError, RetryableError, SlimfrontError, WorkloadError
+from spaces.errors import ArtifactError, CandidateError, SlimfrontError, WorkloadError
 from spaces.policy import Policy
 
 Promote = Callable[[int, float, int], bool]
@@ -150,16 +151,8 @@ class Scorer:
             CandidateError: the policy or the metric fails on it.
             RetryableError: out of memory.
         """
-        try:
+        with sorted_failures(self.evaluation.cache):
             return self._score(policy, promote, keep)
-        except SlimfrontError:
-            raise
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise RetryableError(f"out of memory: {error}") from error
-        except OSError as error:
-            raise RetryableError(f"the cache folder {self.evaluation.cache} cannot be written: {error}") from error
-        except Exception as error:
-            raise CandidateError(f"{type(error).__name__}: {error}") from error
 
     def _score(self, policy: Policy, promote: Promote, keep: Keep) -> Score:
         evaluation = self.evaluation

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
 from compress.files import artifact_path
 from compress.layer import Cost
+from objectives.failures import sorted_failures
 from objectives.score import Score, Scorer
 from search.rungs import Keep, Promotion
 from spaces.errors import CandidateError, RetryableError, SlimfrontError
@@ -62,17 +61,8 @@ class LayerTask:
             CandidateError: a choice does not fit the site, or it cannot be compressed.
             RetryableError: out of memory, or the cache folder cannot be written.
         """
-        cache = scorer.evaluation.cache
-        try:
+        with sorted_failures(scorer.evaluation.cache, f"site {self.site}: "):
             return self._costs(scorer)
-        except SlimfrontError:
-            raise
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise RetryableError(f"site {self.site}: out of memory: {error}") from error
-        except OSError as error:
-            raise RetryableError(f"site {self.site}: the cache folder {cache} cannot be written: {error}") from error
-        except Exception as error:
-            raise CandidateError(f"site {self.site}: {type(error).__name__}: {error}") from error
 
     def _costs(self, scorer: Scorer) -> list[Cost]:
         """The costs, from batches of choices: what is made of one choice does not depend on the others."""

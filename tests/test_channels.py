@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.pruning.channel_scores import ChannelCriterion, kept_channels, scores
+from compress.pruning.channel_scores import kept_channels, scores
 from compress.pruning.channels import find_groups
 from compress.pruning.reconstruction import refit
 from compress.sites import find_sites
 from compress.statistics import SiteStatistics, collect
 from compress.structure import Structure, masked, restructure
+from spaces.choice import ChannelCriterion
 from spaces.errors import CandidateError
 from tests.models import digest, output, random_tensor, subject
 from tests.shapes import groups_of, shape

@@ -93,7 +93,7 @@ def test_the_rows_of_a_smaller_site_are_rows_and_columns_of_the_whole_one(name: 
     for site, less in zip(find_sites(one.model), find_sites(smaller.model), strict=True):
         whole = site.rows(one.model.get_parameter(site.parameter))
         rows, columns = kept_rows(site, smaller.index[site.parameter])
-        assert torch.equal(whole[rows][:, columns], less.rows(smaller.model.get_parameter(site.parameter)))
+        assert torch.equal(whole[rows[:, None], columns], less.rows(smaller.model.get_parameter(site.parameter)))
 
 
 def test_tied_weights_stay_tied() -> None:

@@ -13,9 +13,8 @@ from compress.pruning.taylor import taylor
 from compress.sites import Site, find_sites
 from compress.statistics import SiteStatistics
 from compress.structure import FREE, ChannelGroup, Cut
+from spaces.choice import ChannelCriterion
 from spaces.errors import CandidateError
-
-ChannelCriterion = Literal["l1", "l2", "random", "taylor", "apoz", "batchnorm", "wanda", "hessian"]
 
 
 @torch.no_grad()

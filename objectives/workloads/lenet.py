@@ -6,11 +6,11 @@ It is the network of Deep Compression's first experiment (Han et al. 2016, arXiv
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from objectives.workload import Workload
 from objectives.workloads import Splits, animals
+from objectives.workloads.filled import filled
 
 WEIGHTS = Path(__file__).parent / "weights" / "lenet.safetensors"
 SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))  # pixels down and to the right
@@ -44,10 +44,7 @@ def trained(path: Path) -> LeNet:
         FileNotFoundError: there is no such file.
         RuntimeError: the names or the shapes in the file are not those of the model.
     """
-    with torch.device("meta"):
-        model = LeNet()
-    model.to_empty(device="cpu").load_state_dict(load_file(path), strict=True)
-    return model.eval()
+    return filled(LeNet, path)
 
 
 def moved(images: Tensor) -> Tensor:

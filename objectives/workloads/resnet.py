@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from objectives.workloads.filled import filled
 
 
 class ConvNorm(nn.Module):
@@ -94,7 +95,4 @@ def trained(path: Path) -> ResNet:
         FileNotFoundError: there is no such file.
         RuntimeError: the names or the shapes in the file are not those of the model.
     """
-    with torch.device("meta"):
-        model = ResNet()
-    model.to_empty(device="cpu").load_state_dict(load_file(path), strict=True)
-    return model.eval()
+    return filled(ResNet, path)
