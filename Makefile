@@ -6,6 +6,9 @@ SLOW ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
+BENCHMARKS := $(sort $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py)))
+SHORT_search := --samplers front,nsga2+ --seeds 1 --evaluations 40 --json benchmarks/results/search-short.json
+SHORT_rungs := --seeds 1 --trials 20 --json benchmarks/results/rungs-short.json
 LINTED := $(wildcard spaces compress objectives search slimfront.py tests benchmarks)
 
 # Prints the version of the torch that the asked Python sees, if Slimfront can use it (see pyproject.toml).
@@ -42,11 +45,8 @@ check: $(VENV)/.installed-dev ## ruff, mypy and import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.installed-dev ## run every benchmark in benchmarks/
-	@for file in benchmarks/[a-z]*.py; do \
-	  test -e "$$file" || { echo "no benchmarks yet"; break; }; \
-	  name=$$(basename "$$file" .py); echo "== $$name"; $(BIN)/python -m "benchmarks.$$name" || exit 1; \
-	done
+bench: $(VENV)/.installed-dev ## run every benchmark in benchmarks/, those that take hours in a short form
+	@set -e; $(foreach name,$(BENCHMARKS),echo "== $(name)"; $(BIN)/python -m benchmarks.$(name) $(SHORT_$(name));)
 
 docs: $(VENV)/.installed-base ## write the generated parts of docs/reference.md anew
 	@$(BIN)/python docs/generate.py

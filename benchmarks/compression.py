@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from objectives.evaluation import Evaluation, teach
+from objectives.judging import FixedJudge
 from objectives.score import Scorer
 from objectives.workload import load_workload
 from spaces.errors import CandidateError
@@ -118,7 +119,7 @@ def measure(name: str, folder: Path) -> Iterator[Row]:
     def row(technique: str, setting: str, policy: Policy) -> Row | None:
         start = time.perf_counter()
         try:
-            score = scorer.score(policy, lambda rung, accuracy, size: False, lambda accuracy, size: False)
+            score = scorer.score(policy, FixedJudge(0, kept=False))
         except CandidateError as error:
             print(f"{name}: {technique}, {setting}: {error}", flush=True)
             return None

@@ -19,6 +19,7 @@ from rich.table import Table
 from compress.files import artifact_path
 from compress.inputs import outputs
 from objectives.evaluation import Evaluation, teach
+from objectives.judging import FixedJudge
 from objectives.score import Scorer
 from objectives.splits import SplitName
 from objectives.workload import load_workload
@@ -120,7 +121,7 @@ def run(folder: Path) -> tuple[list[Stage], Tested | None]:
         whole = scorer.float_score().bytes
         for ratios, bits in POLICIES:
             policy = policy_of(ratios, bits, coded=coded)
-            score = scorer.score(policy, lambda rung, accuracy, size: True, lambda accuracy, size: True)
+            score = scorer.score(policy, FixedJudge())
             path = artifact_path(folder, str(score.artifact))
             lost, most = bound(right(scorer.models.family.load(path), "validation"), float_right)
             words = f"{' '.join(f'{one:.0%}' for one in ratios)}, {' '.join(map(str, bits))} bits"

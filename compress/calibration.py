@@ -1,6 +1,7 @@
 """Corrections on calibration data after the weights have changed, each kept only where it lowers the loss there."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from compress.distillation import OutputKind, sample_losses, soft_loss
 from compress.inputs import Inputs, call, chunks, count, same_draws
 from compress.sites import Site
 
@@ -82,32 +84,98 @@ class BiasCorrection:
         return found
 
 
+class Loss(Protocol):
+    """A loss on calibration data."""
+
+    def __call__(self, model: nn.Module, enough: float = math.inf) -> float:
+        """Of a model of ours; infinite where it is more than `enough`, if that is known before all samples are."""
+
+
+@dataclass(frozen=True, eq=False)
+class DistanceToTeacher:
+    """The soft loss (T = 1) on calibration data.
+
+    Attributes:
+        inputs: calibration samples.
+        teacher: the float model's outputs for them, (samples, ...), on the CPU.
+        kind: of outputs.
+        chunk: samples a forward pass.
+        device: where the models are.
+        weights: how much the loss of each sample counts, float64 (samples,); None is their mean.
+    """
+
+    inputs: Inputs
+    teacher: torch.Tensor
+    kind: OutputKind
+    chunk: int
+    device: torch.device | str = "cpu"
+    weights: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, enough: float = math.inf) -> float:
+        """The loss of a model; it is a mean of what is not negative, so a part of the sum may be enough."""
+        model.eval()
+        parts: list[torch.Tensor] = []
+        count = self.teacher.shape[0]
+        weights = torch.full((count,), 1 / count, dtype=torch.float64) if self.weights is None else self.weights
+        most, total, seen = enough * (1 + 1e-4) + 1e-6, 0.0, 0
+        with same_draws(self.device):
+            for part in chunks(self.inputs, self.chunk, self.device):
+                parts.append(call(model, part).float().cpu())
+                if enough < math.inf:
+                    teacher = self.teacher[seen : seen + self.chunk]
+                    losses = sample_losses(parts[-1], teacher, self.kind).double()
+                    total += float((losses * weights[seen : seen + self.chunk]).sum())
+                    seen += self.chunk
+                    if total > most:
+                        return math.inf
+        if self.weights is None:
+            return float(soft_loss(torch.cat(parts), self.teacher, 1.0, self.kind))
+        return float((sample_losses(torch.cat(parts), self.teacher, self.kind).double() * weights).sum())
+
+
 @torch.no_grad()
-def correct(model: nn.Module, corrections: Sequence[Correction], loss: Callable[[nn.Module], float]) -> float:
+def correct(model: nn.Module, corrections: Sequence[Correction], loss: Loss) -> float:
     """Make corrections one after the other, in place, each undone where it does not lower the loss.
 
     Args:
         model: of ours, in evaluation mode.
         corrections: in this order.
-        loss: of a model on calibration data.
+        loss: on calibration data.
 
     Returns:
         The loss that remains.
     """
-    best = loss(model)
+    best: float | None = None
     for correction in corrections:
         touched = correction.touched(model)
         if not touched:
             continue
-        before = [tensor.clone() for tensor in touched]
+        before = _copies(touched)
         correction(model)
-        now = loss(model)
+        if best is None:  # most often it helps, and then the loss that was there need not be known to the end
+            now, after = loss(model), _copies(touched)
+            _put(touched, before)
+            best = loss(model, now)
+            if now < best:
+                _put(touched, after)
+                best = now
+            continue
+        now = loss(model, best)
         if now < best:
             best = now
-            continue
-        for tensor, old in zip(touched, before, strict=True):
-            tensor.copy_(old)
-    return best
+        else:
+            _put(touched, before)
+    return loss(model) if best is None else best
+
+
+def _copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in tensors]
+
+
+def _put(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
 
 
 def batchnorms(model: nn.Module) -> list[_BatchNorm]:

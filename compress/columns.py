@@ -8,10 +8,10 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-PLAIN = (nn.Linear, *_CONVOLUTIONS)  # their output is columns times rows, plus a bias
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+PLAIN = (nn.Linear, *CONVOLUTIONS)  # their output is columns times rows, plus a bias
 _PARTS = {"q_proj_weight": 0, "k_proj_weight": 1, "v_proj_weight": 2}
-_OWN_PROJECTION = "out_proj.weight"
+OWN_PROJECTION = "out_proj.weight"
 
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]  # of one call of a module: positional and named
 
@@ -57,7 +57,7 @@ def given(module: nn.Module, parameter: str, arguments: Arguments) -> tuple[torc
     """
     positional, named = arguments
     if isinstance(module, nn.MultiheadAttention):
-        if parameter == _OWN_PROJECTION:
+        if parameter == OWN_PROJECTION:
             return (_before_projection(module, arguments),)
         names = ("query", "key", "value")
         three = [positional[i] if i < len(positional) else named[name] for i, name in enumerate(names)]
@@ -67,7 +67,7 @@ def given(module: nn.Module, parameter: str, arguments: Arguments) -> tuple[torc
     else:
         found = [positional[0] if positional else named.get("input")]
     floats = [one for one in found if isinstance(one, torch.Tensor) and one.is_floating_point() and one.numel()]
-    axes = 2 + len(module.kernel_size) if isinstance(module, _CONVOLUTIONS) else 2
+    axes = 2 + len(module.kernel_size) if isinstance(module, CONVOLUTIONS) else 2
     return tuple(one if one.ndim >= axes else one[None] for one in floats) if len(floats) == len(found) else ()
 
 
@@ -79,7 +79,7 @@ def columns(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         inputs: convolutions: (samples, channels, ...); others: (samples, ..., features).
     """
     inputs = inputs.float()
-    if not isinstance(module, _CONVOLUTIONS):
+    if not isinstance(module, CONVOLUTIONS):
         return inputs.reshape(inputs.shape[0], -1, 1, inputs.shape[-1])
     size = len(module.kernel_size)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -95,7 +95,7 @@ def columns(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 def multiplied(module: nn.Module) -> int:
     """How many columns an input value becomes at most: the size of a convolution's kernel, else 1."""
-    return int(torch.Size(module.kernel_size).numel()) if isinstance(module, _CONVOLUTIONS) else 1
+    return int(torch.Size(module.kernel_size).numel()) if isinstance(module, CONVOLUTIONS) else 1
 
 
 def _padding(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:

@@ -118,6 +118,10 @@ class LayerDatabase:
             self._costs[self._key(site.name, choice, cut)] = layer.cost
         return [self._costs[key] for key in keys]
 
+    def digest(self, name: str, choices: Sequence[Choice], cut: Excerpt | None = None) -> str:
+        """SHA-256 (hex) of all that shapes a site's layers at these choices, in this order."""
+        return hashlib.sha256(" ".join(self._key(name, choice, cut) for choice in choices).encode()).hexdigest()
+
     def _key(self, name: str, choice: Choice, cut: Excerpt | None) -> str:
         parts = [
             CODE_VERSION,

@@ -28,6 +28,20 @@ def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float, 
     return temperature**2 * divergence
 
 
+def sample_losses(outputs: torch.Tensor, teacher: torch.Tensor, kind: OutputKind) -> torch.Tensor:
+    """How far the outputs for each sample are from the teacher's, (samples,): `soft_loss` at T = 1 of each.
+
+    Logits (samples, ..., classes): KL(softmax(teacher) || softmax(outputs)), the mean over positions. Values: mean
+    squared error.
+    """
+    if kind == "values":
+        each = functional.mse_loss(outputs, teacher, reduction="none")
+    else:
+        logs = functional.log_softmax(outputs, dim=-1), functional.log_softmax(teacher, dim=-1)
+        each = functional.kl_div(*logs, reduction="none", log_target=True).sum(dim=-1)
+    return each.reshape(each.shape[0], -1).mean(dim=1)
+
+
 def pseudo_label_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Cross entropy of the student's logits against the class that the teacher finds most likely, a scalar mean.
 

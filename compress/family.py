@@ -41,6 +41,11 @@ class Variant:
     cuts: Mapping[str, Excerpt]
     layout: Layout
 
+    @property
+    def is_brought(self) -> bool:
+        """Whether it is the brought model with nothing cut out."""
+        return self.member.name is None and not self.cuts
+
 
 class Member:
     """One of the models that a workload offers.

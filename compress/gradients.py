@@ -3,11 +3,13 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
-from compress.columns import PLAIN, columns, multiplied, user
+from compress.columns import CONVOLUTIONS, OWN_PROJECTION, PLAIN, columns, multiplied, user
 from compress.inputs import Inputs, call, count, take
 from compress.sites import Site
 from spaces.errors import WorkloadError
@@ -26,11 +28,16 @@ class Gradient:
         mean: mean over samples of the gradient of the loss.
         fisher: mean over samples of its square; over `fisher_samples` of them.
         fisher_samples: all, or 64 where each sample has to be run alone.
+        outputs: (channels,), mean over samples of the sum over positions of the squared gradient at each channel of the
+            site's output, float32; None where the output is not seen, as inside a recurrent layer.
+        alone: each sample was run alone for `fisher`.
     """
 
     mean: torch.Tensor
     fisher: torch.Tensor
     fisher_samples: int
+    outputs: torch.Tensor | None = None
+    alone: bool = False
 
 
 def gradients(
@@ -75,7 +82,8 @@ def gradients(
                 if gradient is not None:
                     into[site.name].add_(site.rows(gradient.float()) ** power)
 
-        with _squaring({site.name: module for site, module in apart}, squares):
+        outputs = _Outputs(model, sites)
+        with _squaring({site.name: module for site, module in apart}, squares), outputs.watched():
             for start in range(0, samples, chunk):
                 add(slice(start, min(start + chunk, samples)), sums, sites, power=1)
         taken = {site.name for site, _ in apart}
@@ -86,7 +94,14 @@ def gradients(
             add(slice(at, at + 1), squares, alone, power=2)
     used = {site.name: samples if site.name in taken else singles for site in sites}
     return {
-        name: Gradient((sums[name] / samples).cpu(), (squares[name] / used[name]).cpu(), used[name]) for name in sums
+        name: Gradient(
+            (sums[name] / samples).cpu(),
+            (squares[name] / used[name]).cpu(),
+            used[name],
+            outputs.mean(name, samples),
+            name not in taken,
+        )
+        for name in sums
     }
 
 
@@ -162,6 +177,53 @@ def _squaring(modules: Mapping[str, nn.Module], squares: Mapping[str, torch.Tens
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class _Outputs:
+    """Squared gradients at the outputs of sites, summed over samples and positions."""
+
+    def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        self._users: dict[str, list[nn.Module]] = {}
+        for site in sites:
+            users = [user(model, parameter) for parameter in (site.parameter, *site.tied)]
+            if all(isinstance(module, PLAIN) or name == OWN_PROJECTION for module, name in users):
+                self._users[site.name] = list(dict.fromkeys(module for module, _ in users))
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._sums = {
+            site.name: torch.zeros(site.channels, device=parameters[site.parameter].device)
+            for site in sites
+            if site.name in self._users
+        }
+
+    def mean(self, name: str, samples: int) -> torch.Tensor | None:
+        """Of one site, (channels,) on the CPU."""
+        return (self._sums[name] / samples).cpu() if name in self._sums else None
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """While this lasts, a backward pass adds the squared gradient at each output."""
+        hooks = [
+            module.register_forward_hook(partial(self._see, name))
+            for name, modules in self._users.items()
+            for module in modules
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _see(self, name: str, module: nn.Module, arguments: object, output: torch.Tensor | tuple[Any, ...]) -> None:
+        tensor: torch.Tensor = output[0] if isinstance(output, tuple) else output  # of an attention, the first
+        axis = tensor.ndim - 1 if not isinstance(module, CONVOLUTIONS) else tensor.ndim - 1 - len(module.kernel_size)
+        others = [i for i in range(tensor.ndim) if i != axis]
+
+        def add(error: torch.Tensor) -> None:
+            squares = error.detach().float().square()
+            self._sums[name].add_(squares.sum(dim=others) if others else squares)
+
+        if tensor.requires_grad:
+            tensor.register_hook(add)  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()

@@ -80,6 +80,28 @@ def same_draws(device: torch.device | str) -> Iterator[None]:
         yield
 
 
+class Meter:
+    """How many samples were put through a model."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+
+
+@contextlib.contextmanager
+def metered(model: nn.Module) -> Iterator[Meter]:
+    """Count the samples that are put through a model in a `with` block."""
+    meter = Meter()
+
+    def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        meter.samples += int(next(one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor)).shape[0])
+
+    handle = model.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield meter
+    finally:
+        handle.remove()
+
+
 @torch.no_grad()
 def outputs(model: nn.Module, inputs: Inputs, size: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """The outputs of a model in evaluation mode for all samples, on the CPU, (samples, ...)."""

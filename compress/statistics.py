@@ -76,7 +76,7 @@ def collect(
     """
     watches = [_Watch(site, model, count(inputs)) for site in sites]
     found: Mapping[str, Gradient] = {}
-    with _evaluated(model), same_draws(device):
+    with evaluated(model), same_draws(device):
         with _watched(model, watches) as outputs, torch.no_grad():
             for start in range(0, count(inputs), chunk):
                 part = take(inputs, slice(start, start + chunk), device)
@@ -90,7 +90,7 @@ def collect(
 
 
 @contextlib.contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
+def evaluated(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and each module's own mode again afterwards.
 
     Meanwhile attention takes no short cuts: they call its layers with nested tensors, which have no shape.

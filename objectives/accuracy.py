@@ -1,9 +1,11 @@
 """The accuracy of a model on a split, in fixed chunks, with a confidence interval."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from spaces.errors import CandidateError
 
@@ -12,10 +14,15 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A metric's value on a split (higher is better) and its 95 % interval, None where there are no outcomes."""
+    """A metric's value on a split (higher is better) and its 95 % interval, None where there are no outcomes.
+
+    Attributes:
+        outcomes: what the metric gave for each sample, (samples,), where it gives that; no part of the comparison.
+    """
 
     value: float
     ci95: tuple[float, float] | None
+    outcomes: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
 
 def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -46,7 +53,8 @@ def summarize(result: object, samples: int) -> Accuracy:
         if not bool(torch.isfinite(outcomes).all()):
             bad = int((~torch.isfinite(outcomes)).sum())
             raise CandidateError(f"the metric is not finite on {bad} of {samples} samples")
-        return Accuracy(float(outcomes.mean()), interval(outcomes))
+        each = outcomes.cpu().numpy().astype(np.float32)
+        return Accuracy(float(outcomes.mean()), interval(outcomes), each)
     try:
         number = float(result)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError) as error:

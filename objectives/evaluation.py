@@ -1,6 +1,5 @@
 """How candidates are evaluated, and what the float model teaches them."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,24 @@ from torch import nn
 from compress.inputs import outputs
 from compress.training.teacher import TeacherOutputs, WholeOutputs
 from compress.training.teacher import teach as teach_on
+from objectives.seeds import seed_of
 from objectives.splits import SplitName
 from objectives.workload import LoadedWorkload
 from spaces.errors import WorkloadError
 from spaces.policy import ChannelPruning, Choice, Distillation
 from spaces.target import CodingName
+
+__all__ = [
+    "CACHE_BYTES",
+    "Evaluation",
+    "Teacher",
+    "forward",
+    "needs_gradients",
+    "no_teacher",
+    "resolve_device",
+    "seed_of",
+    "teach",
+]
 
 CACHE_BYTES = 2 * 10**9
 
@@ -26,13 +38,13 @@ class Evaluation:
 
     Attributes:
         seed: of the study.
-        chunk: samples a forward pass.
+        chunk: samples a forward pass, and between two looks at a race.
         threads: torch threads.
         device: "cpu" or "cuda".
         steps: training steps after which rungs 1, 2, ... are scored.
         cache: folder for packed files and compressed layers.
         coding: how packed files are coded.
-        max_bytes: bound on the compressed layers in the folder.
+        max_bytes: bound on the compressed layers in the folder, and one on the students that are kept there.
         distillation: the settings that all policies share; None where nothing is distilled.
         smoothing: alpha of SmoothQuant; None is not at all.
         gradients: whether a criterion or codebook needs gradients on calibration data.
@@ -53,15 +65,22 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The float model's outputs: on train data as far as they are kept, on calibration data (samples, ...), float32."""
+    """The float model's outputs, float32.
+
+    Attributes:
+        train: on train data, as far as they are kept.
+        calibration: on calibration data, (samples, ...).
+        validation: on validation data, in the racing order, (samples, ...).
+    """
 
     train: TeacherOutputs
     calibration: torch.Tensor
+    validation: torch.Tensor
 
 
 def no_teacher() -> Teacher:
     """For what is neither trained nor calibrated."""
-    return Teacher(WholeOutputs(torch.empty(0)), torch.empty(0))
+    return Teacher(WholeOutputs(torch.empty(0)), torch.empty(0), torch.empty(0))
 
 
 def needs_gradients(choices: Iterable[Choice], channels: ChannelPruning | None = None) -> bool:
@@ -84,20 +103,20 @@ def resolve_device(wished: str) -> str:
 
 
 def teach(loaded: LoadedWorkload, evaluation: Evaluation) -> Teacher:
-    """The teacher's outputs on train data (none where nothing is distilled) and calibration data."""
+    """The teacher's outputs on train data (none where nothing is distilled), calibration and validation data."""
     torch.set_num_threads(evaluation.threads)
     model = loaded.model.to(evaluation.device)
     try:
-        calibration = forward(loaded, model, "calibration", evaluation)
+        calibration, validation = (forward(loaded, model, name, evaluation) for name in ("calibration", "validation"))
         if not evaluation.steps and not loaded.students:
-            return Teacher(WholeOutputs(calibration[:0]), calibration)
+            return Teacher(WholeOutputs(calibration[:0]), calibration, validation)
         kept = evaluation.distillation.cache_bytes if evaluation.distillation else None
         inputs, kind = loaded.splits["train"].inputs, loaded.workload.outputs
         try:
             train = teach_on(model, inputs, evaluation.chunk, evaluation.device, kind, kept)
         except Exception as error:
             raise _fails(loaded, "train", error) from error
-        return Teacher(train, calibration)
+        return Teacher(train, calibration, validation)
     finally:
         model.cpu()
 
@@ -116,8 +135,3 @@ def forward(loaded: LoadedWorkload, model: nn.Module, split: SplitName, evaluati
 
 def _fails(loaded: LoadedWorkload, split: SplitName, error: Exception) -> WorkloadError:
     return WorkloadError(f"{loaded.entry}: the model fails on the {split} split: {type(error).__name__}: {error}")
-
-
-def seed_of(seed: int, text: str) -> int:
-    """A 63-bit seed from the study's seed and a text such as a policy digest."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8]) >> 1

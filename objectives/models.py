@@ -1,5 +1,6 @@
 """The models of a workload as they are compressed: trained students, smoothed weights, statistics, layer databases."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -15,11 +16,14 @@ from compress.shelf import Shelf
 from compress.statistics import SiteStatistics, collect
 from compress.structure import ChannelGroup, Structure
 from compress.training.lesson import Lesson
+from objectives.bases import Base, make_base
 from objectives.evaluation import Evaluation, Teacher
 from objectives.students import trained_student
 from objectives.workload import LoadedWorkload, sha256_of
 from spaces.errors import CandidateError
 from spaces.policy import ChannelPruning, Policy
+
+KEPT_BASES = 2
 
 
 class Models:
@@ -40,6 +44,7 @@ class Models:
         self._databases: dict[str | None, LayerDatabase] = {}
         self._statistics: dict[str | None, Mapping[str, SiteStatistics]] = {}
         self._scores: dict[tuple[str | None, str, str], torch.Tensor] = {}
+        self._bases: OrderedDict[str, Base] = OrderedDict()
 
     @property
     def names(self) -> tuple[str | None, ...]:
@@ -114,6 +119,21 @@ class Models:
         if odd := sorted(set(policy.dropped) - set(member.blocks)):
             raise CandidateError(f"the model has no residual blocks {odd}; it has {list(member.blocks)}")
         return member.variant(Structure(kept, policy.dropped), refit=bool(kept) and how.refit)
+
+    def base(self, policy: Policy) -> Base:
+        """The float model of a policy's setting as its candidates start from it; the choices do not matter.
+
+        Raises:
+            CandidateError: the policy names what the model does not have.
+        """
+        key = policy.model_copy(update={"sites": {}, "distillation": None}).digest
+        if key not in self._bases:
+            variant, database = self.variant(policy), self.database(policy.model)
+            self._bases[key] = make_base(self._loaded, self._evaluation, self._teacher, variant, database)
+        self._bases.move_to_end(key)
+        while len(self._bases) > KEPT_BASES:
+            self._bases.popitem(last=False)
+        return self._bases[key]
 
     def _kept(self, model: str | None, group: ChannelGroup, ratio: float, how: ChannelPruning) -> tuple[int, ...]:
         key = (model, group.name, how.criterion)

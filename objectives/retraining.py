@@ -10,6 +10,7 @@ from typing import Any
 from compress.apply import SiteReport
 from compress.files import artifact_path, write_file
 from objectives.evaluation import teach
+from objectives.judging import FixedJudge
 from objectives.replay import evaluation_of, own_threads, workload_of
 from objectives.score import Scorer
 from objectives.workload import LoadedWorkload
@@ -63,7 +64,7 @@ def retrain(
     steps = policy.distillation.ladder if policy.distillation else ()
     with tempfile.TemporaryDirectory() as folder, own_threads(policy.provenance.threads):
         scorer = _scorer(policy, workload, device, steps, Path(folder))
-        score = scorer.score(policy.policy, lambda rung, accuracy, size: True, lambda accuracy, size: True)
+        score = scorer.score(policy.policy, FixedJudge())
         blob = artifact_path(Path(folder), str(score.artifact)).read_bytes()  # it was kept, as asked for
     try:
         write_file(output, blob)

@@ -1,43 +1,52 @@
 """Scoring one candidate: stitch, correct, evaluate, and, while it is promising, distil."""
 
-import copy
 import hashlib
-import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from compress.apply import Applied, SiteReport, apply
+from compress.apply import SiteReport
 from compress.artifact import Layout
-from compress.calibration import BatchNormStatistics, BiasCorrection, Correction, correct
 from compress.coding import CodedWeight
-from compress.distillation import soft_loss
-from compress.family import Variant
 from compress.files import artifact_path, write_file
 from compress.inputs import outputs
-from compress.training.student import Student
 from objectives.accuracy import Accuracy
-from objectives.compute import dense_macs, policy_macs
-from objectives.evaluation import Evaluation, Teacher, forward, seed_of
+from objectives.climbing import Climb
+from objectives.evaluation import Evaluation, Teacher, forward
+from objectives.evidence import Evidence, can_race, evaluate
 from objectives.failures import sorted_failures
-from objectives.judging import JUDGED, judge
+from objectives.float_score import FloatScore, check_loss, float_score
+from objectives.judging import Judge, judge
 from objectives.models import Models
+from objectives.one_shot import OneShot, Workshop
+from objectives.racing import Outcomes, Race
 from objectives.splits import SplitName
 from objectives.workload import LoadedWorkload
-from spaces.errors import ArtifactError, CandidateError, SlimfrontError, WorkloadError
+from spaces.errors import ArtifactError, CandidateError, SlimfrontError
 from spaces.policy import Policy
-
-Promote = Callable[[int, float, int], bool]
-Keep = Callable[[float, int], bool]
 
 
 @dataclass(frozen=True)
 class RungScore:
-    """What a candidate was worth on one rung. `loss` is the soft loss (T = 1) on calibration data."""
+    """What a candidate was worth on one rung, and what that took.
+
+    Attributes:
+        rung: 0 is without training.
+        accuracy: on validation data; an estimate where a race stopped it.
+        bytes: of its packed file.
+        macs: multiply-accumulates with weights that are not zero.
+        loss: soft loss (T = 1) on calibration data.
+        seconds: spent on this rung.
+        validation_loss: KL to the float model's outputs on the validation samples used: `racing.typical_loss`.
+        samples: validation samples used.
+        forwards: samples put through the model on this rung, to correct, evaluate and train it.
+        backwards: samples trained on.
+    """
 
     rung: int
     accuracy: float
@@ -45,11 +54,23 @@ class RungScore:
     macs: float
     loss: float
     seconds: float
+    validation_loss: float
+    samples: int
+    forwards: int
+    backwards: int
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a candidate is worth: its last rung, all rungs, and the packed file's hash where it was kept."""
+    """What a candidate is worth.
+
+    Attributes:
+        accuracy: of its last rung, as are `ci95` (None where the metric gives one number), `bytes` and `macs`.
+        rungs: the scores of all rungs.
+        artifact: the packed file's hash, where it was kept.
+        stopped: whether a race stopped its last evaluation; the accuracy is then below what was to be beaten.
+        outcomes: by rung, of all validation samples; None where it was stopped or the metric gives one number.
+    """
 
     accuracy: float
     ci95: tuple[float, float] | None
@@ -57,6 +78,8 @@ class Score:
     macs: float
     rungs: tuple[RungScore, ...]
     artifact: str | None
+    stopped: bool = False
+    outcomes: tuple[Outcomes | None, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def rung(self) -> int:
@@ -64,28 +87,8 @@ class Score:
         return self.rungs[-1].rung
 
 
-@dataclass(frozen=True)
-class FloatScore:
-    """The uncompressed model: the bytes of its packed file, its accuracies and multiply-accumulates."""
-
-    bytes: int
-    validation: Accuracy
-    test: Accuracy
-    macs: float
-
-
-def _macs(loaded: LoadedWorkload) -> dict[str, float]:
-    try:
-        return dense_macs(loaded.model, loaded.sites, loaded.workload.example_input)
-    except Exception as error:
-        raise WorkloadError(
-            f"{loaded.entry}: the model fails on the example_input, which is to be one batch: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
 class Scorer:
-    """Scores candidates of one workload; its answers depend on (seed, policy, promotions) alone.
+    """Scores candidates of one workload; its answers depend on (seed, policy, judge) alone.
 
     Args:
         loaded: the workload.
@@ -99,7 +102,15 @@ class Scorer:
             torch.use_deterministic_algorithms(True, warn_only=True)
         self.loaded, self.evaluation, self.teacher = loaded, evaluation, teacher
         self.models = Models(loaded, evaluation, teacher)
-        self._macs: dict[tuple[str | None, bytes], dict[str, float]] = {}
+        self._workshop = Workshop(loaded, evaluation, teacher, self.models)
+        self._taught: dict[SplitName, torch.Tensor] = {
+            "calibration": teacher.calibration,
+            "validation": teacher.validation,
+        }
+
+    @cached_property
+    def _can_race(self) -> bool:
+        return can_race(self.loaded, self.teacher.validation, self.evaluation.chunk)
 
     def float_score(self) -> FloatScore:
         """The uncompressed model's score.
@@ -107,19 +118,7 @@ class Scorer:
         Raises:
             WorkloadError: model or metric fails, or the metric is not finite on it, so nothing could be searched.
         """
-        model = self.loaded.model.to(self.evaluation.device)
-        try:
-            validation, test = (
-                judge(self.loaded, forward(self.loaded, model, name, self.evaluation), name) for name in JUDGED
-            )
-        except CandidateError as error:
-            raise WorkloadError(f"{self.loaded.entry}: the float model cannot be scored: {error}") from error
-        finally:
-            model.cpu()
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        weights = sum(parameters[site.parameter].nbytes for site in self.loaded.sites)
-        layout = Layout(model, self.loaded.sites, self.loaded.entry, b"")
-        return FloatScore(layout.file_bytes(weights), validation, test, sum(_macs(self.loaded).values()))
+        return float_score(self.loaded, self.evaluation)
 
     def check_loss(self) -> None:
         """Try the loss against targets once, on the float model's outputs.
@@ -127,59 +126,81 @@ class Scorer:
         Raises:
             WorkloadError: it fails or is not finite, so no candidate could be trained.
         """
-        lesson = self.models.lesson
-        if lesson.hard is None or lesson.targets is None or not self.evaluation.steps:
-            return
-        some = torch.arange(min(self.evaluation.chunk, lesson.targets.shape[0]))
-        where = f"{self.loaded.entry}: the loss ({getattr(lesson.hard, '__name__', 'given')}) on the train split"
-        try:
-            value = float(lesson.hard(lesson.teacher.at(some), lesson.targets[some]))
-        except Exception as error:
-            raise WorkloadError(
-                f"{where} fails: {type(error).__name__}: {error}; give the Workload a loss, or set "
-                "distillation.alpha to [1, 1]"
-            ) from error
-        if not math.isfinite(value):
-            raise WorkloadError(f"{where} is {value} for the float model, expected a finite number")
+        check_loss(self.loaded, self.models.lesson, self.evaluation)
 
-    def score(self, policy: Policy, promote: Promote, keep: Keep) -> Score:
-        """Score a policy on rung 0, and on further rungs while `promote(rung, accuracy, bytes)` says so.
+    def score(self, policy: Policy, judge: Judge, start: Sequence[RungScore] = ()) -> Score:
+        """Score a policy on rung 0, and on further rungs while the judge promotes it and no race stops it.
 
-        The packed file is written to the cache where `keep(accuracy, bytes)` says so.
+        The packed file is written to the cache where the judge keeps it.
+
+        Args:
+            policy: the candidate's.
+            judge: the rules for it.
+            start: the scores that it has on the first rungs: they are taken over at no cost, and it goes on to the
+                next rung.
 
         Raises:
-            CandidateError: the policy or the metric fails on it.
+            CandidateError: the policy or the metric fails on it, or there is no next rung.
             RetryableError: out of memory.
         """
         with sorted_failures(self.evaluation.cache):
-            return self._score(policy, promote, keep)
+            return self._score(policy, judge, start)
 
-    def _score(self, policy: Policy, promote: Promote, keep: Keep) -> Score:
-        evaluation = self.evaluation
+    def _score(self, policy: Policy, judge: Judge, start: Sequence[RungScore]) -> Score:
         clock = time.perf_counter()
-        variant, applied = self._apply(policy)
-        model, coded = applied.model.to(evaluation.device), applied.coded
-        shifts = {name: layer.shift for name, layer in applied.layers.items() if layer.shift is not None}
-        loss = self._correct(model, BiasCorrection(variant.sites, shifts))
-        validation = self._accuracy(model, "validation")
-        rungs = [self._rung(0, validation, variant, coded, loss, clock)]
-        student: Student | None = None
-        generator = torch.Generator().manual_seed(seed_of(evaluation.seed, policy.digest))
-        for rung, until in enumerate(evaluation.steps, start=1):
-            last = rungs[-1]
-            if policy.distillation is None or not promote(last.rung, last.accuracy, last.bytes):
-                break
-            clock = time.perf_counter()
-            student = student or self._student(policy, variant, model, applied)
-            student.train(self.models.lesson, until - (evaluation.steps[rung - 2] if rung > 1 else 0), generator)
-            coded_now, now = student.finish(), copy.deepcopy(student.model)
-            loss_now = self._correct(now)
-            if loss_now < loss:  # chosen on calibration data: a student that unlearned is not taken
-                coded, model, loss = coded_now, now, loss_now
-                validation = self._accuracy(model, "validation")
-            rungs.append(self._rung(rung, validation, variant, coded, loss, clock))
-        artifact = self._keep(variant.layout, model, coded) if keep(validation.value, rungs[-1].bytes) else None
-        return Score(validation.value, validation.ci95, rungs[-1].bytes, rungs[-1].macs, tuple(rungs), artifact)
+        climb = Climb(self.loaded, self.evaluation, self.models, self._workshop, policy, self.one_shot(policy))
+        rungs = [replace(one, seconds=0.0, forwards=0, backwards=0) for one in start]
+        outcomes: list[Outcomes | None] = [None] * len(start)
+        climb.up_to(max(0, len(start) - 1))
+        found: Evidence | None = None
+        for rung in range(len(start), len(self.evaluation.steps) + 1):
+            if found is not None:
+                goes_on = judge.promote(rung - 1, rungs[-1].accuracy, rungs[-1].bytes) if policy.distillation else False
+                if found.stopped or not goes_on:
+                    break
+                clock = time.perf_counter()
+            samples = 0
+            if rung == 0 or climb.up():
+                found = self._evaluate(climb.best.model, judge.race(rung, climb.best.bytes) if self._can_race else None)
+                samples = found.samples
+            elif found is None:  # what was taken over is still the best
+                found = self._evaluate(climb.best.model, None)
+                samples = found.samples
+            rungs.append(_rung(rung, climb, found, samples, clock))
+            outcomes.append(found.outcomes)
+        if found is None:
+            raise CandidateError(f"it has scores of {len(start)} rungs, and there is no next one")
+        best, accuracy = climb.best, found.accuracy
+        if not found.stopped:
+            climb.keep()
+        kept = not found.stopped and judge.keep(accuracy.value, best.bytes)
+        artifact = self._keep(best.variant.layout, best.model, best.coded) if kept else None
+        return Score(
+            accuracy.value, accuracy.ci95, best.bytes, best.macs, tuple(rungs), artifact, found.stopped, tuple(outcomes)
+        )
+
+    def one_shot(self, policy: Policy) -> OneShot:
+        """Carry a policy out without training, and correct it on calibration data.
+
+        Raises:
+            CandidateError: the policy does not fit the workload.
+        """
+        return self._workshop.one_shot(policy)
+
+    def outcomes(self, model: nn.Module, split: SplitName) -> Outcomes:
+        """Evidence for each sample of a split, all of it.
+
+        Args:
+            model: in evaluation mode, on the evaluation's device.
+            split: its name; validation is in the racing order.
+
+        Raises:
+            CandidateError: the metric fails, or gives one number for all samples.
+        """
+        found = evaluate(self.loaded, model, split, self._teacher_on(split), self.evaluation).outcomes
+        if found is None:
+            raise CandidateError(f"the metric gives one number for the {split} split, expected one for each sample")
+        return found
 
     def report(self, policy: Policy) -> tuple[SiteReport, ...]:
         """What a policy does at each site, without training.
@@ -187,74 +208,18 @@ class Scorer:
         Raises:
             CandidateError: the policy does not fit the workload.
         """
-        return self._apply(policy)[1].report
+        return self._workshop.carry_out(policy)[1].report
 
-    def _apply(self, policy: Policy) -> tuple[Variant, Applied]:
-        variant = self.models.variant(policy)
-        database = self.models.database(policy.model)
-        return variant, apply(variant.model, variant.sites, policy.sites, database, variant.cuts)
+    def _evaluate(self, model: nn.Module, race: Race | None) -> Evidence:
+        return evaluate(self.loaded, model, "validation", self.teacher.validation, self.evaluation, race)
 
-    def _student(self, policy: Policy, variant: Variant, model: nn.Module, applied: Applied) -> Student:
-        parameters = dict(variant.model.named_parameters(remove_duplicate=False))
-        originals = {site.name: parameters[site.parameter].detach() for site in variant.sites}
-        kept = {}
-        for site in variant.sites:
-            mask = applied.layers[site.name].kept
-            kept[site.name] = torch.ones(site.shape, dtype=torch.bool) if mask is None else site.weight(mask)
-        settings = policy.distillation
-        if settings is None:
-            raise CandidateError("the policy has no settings of distillation")
-        early = self._early(variant) if settings.rewind and policy.model is None else None  # students have none
-        prune = {name: choice.prune for name, choice in policy.sites.items()}
-        return Student(copy.deepcopy(model), variant.sites, originals, kept, applied.coded, settings, prune, early)
-
-    def _early(self, variant: Variant) -> dict[str, torch.Tensor]:
-        """Early weights of the brought model's sites, with its channels cut out."""
-        given = self.loaded.workload.early
-        if given is None:
-            raise CandidateError(
-                "distillation.rewind: the workload offers no early weights of its model: give Workload(early=...), or "
-                "set distillation.rewind to false"
-            )
-        whole = {site.name: given[site.parameter].float() for site in variant.sites}
-        cuts = variant.cuts
-        return {
-            site.name: whole[site.name].flatten()[cuts[site.name].index] if site.name in cuts else whole[site.name]
-            for site in variant.sites
-        }
-
-    def _correct(self, model: nn.Module, *more: Correction) -> float:
-        """Correct a model on calibration data, where that lowers the loss there; the loss that remains."""
-        evaluation, split = self.evaluation, self.loaded.splits["calibration"]
-
-        def loss(candidate: nn.Module) -> float:
-            out = outputs(candidate, split.inputs, evaluation.chunk, evaluation.device)
-            return float(soft_loss(out, self.teacher.calibration, 1.0, self.loaded.workload.outputs))
-
-        statistics = BatchNormStatistics(split.inputs, evaluation.chunk, evaluation.device)
-        return correct(model, (*more, statistics), loss)
-
-    def _accuracy(self, model: nn.Module, name: SplitName) -> Accuracy:
-        inputs = self.loaded.splits[name].inputs
-        return judge(self.loaded, outputs(model, inputs, self.evaluation.chunk, self.evaluation.device), name)
-
-    def _rung(
-        self,
-        rung: int,
-        accuracy: Accuracy,
-        variant: Variant,
-        coded: Mapping[str, CodedWeight],
-        loss: float,
-        since: float,
-    ) -> RungScore:
-        key = (variant.member.name, variant.layout.structure)
-        if key not in self._macs:
-            self._macs[key] = dense_macs(variant.model, variant.sites, self.loaded.workload.example_input)
-        density = {name: one.nonzero / one.values.numel() for name, one in coded.items()}
-        macs = policy_macs(self._macs[key], density)
-        size = sum(one.payload_bytes(self.evaluation.coding) for one in coded.values())
-        bytes = variant.layout.file_bytes(size)
-        return RungScore(rung, accuracy.value, bytes, macs, loss, time.perf_counter() - since)
+    def _teacher_on(self, split: SplitName) -> torch.Tensor:
+        """The float model's outputs, (samples, ...), on the CPU."""
+        if split not in self._taught:
+            model = self.loaded.model.to(self.evaluation.device)
+            self._taught[split] = forward(self.loaded, model, split, self.evaluation)
+            model.cpu()
+        return self._taught[split]
 
     def _keep(self, layout: Layout, model: nn.Module, coded: Mapping[str, CodedWeight]) -> str:
         blob = layout.pack(model, coded)
@@ -274,8 +239,26 @@ class Scorer:
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file")
         try:
-            return self._accuracy(self.models.family.load(path).to(self.evaluation.device), name)
+            model = self.models.family.load(path).to(self.evaluation.device)
+            inputs = self.loaded.splits[name].inputs
+            return judge(self.loaded, outputs(model, inputs, self.evaluation.chunk, self.evaluation.device), name)
         except SlimfrontError:
             raise
         except Exception as error:
             raise CandidateError(f"{path}: cannot be scored: {type(error).__name__}: {error}") from error
+
+
+def _rung(rung: int, climb: Climb, found: Evidence, samples: int, since: float) -> RungScore:
+    forwards, backwards = climb.spent()
+    return RungScore(
+        rung,
+        found.accuracy.value,
+        climb.best.bytes,
+        climb.best.macs,
+        climb.best.calibration_loss,
+        time.perf_counter() - since,
+        found.loss,
+        found.samples,
+        forwards + samples,
+        backwards,
+    )

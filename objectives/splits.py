@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from compress.inputs import Inputs, count
+from compress.inputs import Inputs, count, take
 from spaces.errors import WorkloadError
 
 Data = Sequence[Any] | Dataset[Any] | DataLoader[Any] | torch.Tensor | Mapping[str, torch.Tensor]
@@ -28,6 +28,11 @@ class Split:
     def samples(self) -> int:
         """How many there are."""
         return count(self.inputs)
+
+    def shuffled(self, seed: int) -> "Split":
+        """The same samples in an order that depends on the seed and on how many there are alone."""
+        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(seed))
+        return Split(take(self.inputs, order), None if self.targets is None else self.targets[order])
 
 
 def read_split(entry: str, name: SplitName, data: Any) -> Split:

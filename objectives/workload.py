@@ -22,6 +22,7 @@ from compress.distillation import HardLoss, OutputKind
 from compress.inputs import Inputs
 from compress.sites import Site, find_sites
 from objectives.accuracy import accuracy
+from objectives.seeds import seed_of
 from objectives.splits import SPLITS, Data, Split, SplitName, at, read_split, tensors_of
 from spaces.errors import WorkloadError
 from spaces.space import TRAINED
@@ -80,8 +81,9 @@ class Workload:
 class LoadedWorkload:
     """A workload that was checked, with its own copies of the models in evaluation mode on the CPU.
 
+    The validation split is in the racing order, a fixed shuffle: any first part of it is a random sample of the whole.
     `model_sha256` (of the model, its students and early weights) and `data_sha256` are over names, shapes, types and
-    bytes.
+    bytes, of the data as they were brought.
     """
 
     entry: str
@@ -130,11 +132,12 @@ def load_workload(entry: str, name: str | None = None) -> LoadedWorkload:
     students = _students(entry, workload.students)
     early = _early(entry, workload.early, model)
     splits = {split: read_split(entry, split, getattr(workload, split)) for split in SPLITS}
+    raced = splits["validation"].shuffled(seed_of(0, "validation order"))
     return LoadedWorkload(
         entry=name or entry,
         workload=workload,
         model=model,
-        splits=splits,
+        splits={**splits, "validation": raced},
         sites=sites,
         model_sha256=sha256_of({**model.state_dict(), **_named("student", students), **early}),
         data_sha256=sha256_of({f"{k}.{n}": t for k, split in splits.items() for n, t in tensors_of(split).items()}),

@@ -1,26 +1,37 @@
 """What is known before the first trial: the space, the float model's score, and the candidates that are tried first."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
 from compress.calibration import batchnorms
 from compress.layer import Cost
 from objectives.evaluation import Evaluation, Teacher, needs_gradients, no_teacher, resolve_device, teach
-from objectives.score import FloatScore, Scorer
+from objectives.float_score import FloatScore
+from objectives.score import Scorer
+from objectives.sensitivities import setting_loss
 from objectives.workload import LoadedWorkload, load_workload
 from search.config import Config
-from search.first import Priced, Setting, predicted, settings_of, uniform
+from search.first import predicted, uniform
+from search.front import DEPLOYED_DROP
+from search.pareto import Box, reference_box
+from search.prices import Sensing
 from search.progress import QUIET_SECONDS, say
+from search.samplers.named import Knowledge
+from search.samplers.table import Table
+from search.settings import Priced, policy_of, settings_of
 from search.space import channel_pruning_of, distillation_of, space_of
 from search.study import Origin
+from search.tables import sensitivity_document, tables_of
 from search.tasks import LayerTask
 from spaces.errors import ConfigError
 from spaces.policy import Policy
 from spaces.space import Space
 
+Span = tuple[float, float]
 Build = Callable[[Scorer, Sequence[LayerTask]], list[list[Cost]]]
 
 
@@ -42,6 +53,20 @@ class Prepared(Checked):
     scorer: Scorer
     first: Sequence[tuple[Origin, Policy]]
     smallest_bytes: int
+    tables: tuple[Table, ...]
+    sensitivities: Mapping[str, Any]
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """What a sampler may know before the first trial."""
+        return Knowledge(self.tables, self.boxes, self.float_score.validation.value)
+
+    @property
+    def boxes(self) -> tuple[Box, Box]:
+        """Where the hypervolume of fronts counts: all of it, and what loses at most five points of accuracy."""
+        bytes, accuracy = self.float_score.bytes, self.float_score.validation.value
+        whole = reference_box(self.smallest_bytes, bytes, self.loaded.workload.chance)
+        return whole, Box(whole.smallest, whole.largest, accuracy - DEPLOYED_DROP, accuracy)
 
 
 def check(config: Config) -> Checked:
@@ -104,13 +129,16 @@ def _check_training(config: Config, loaded: LoadedWorkload) -> None:
         )
 
 
-def prepare(config: Config, checked: Checked | None = None, build: Build | None = None) -> Prepared:
+def prepare(
+    config: Config, checked: Checked | None = None, build: Build | None = None, focus: Span | None = None
+) -> Prepared:
     """Compute the teacher's outputs, compress each site at each choice, and predict a front.
 
     Args:
         config: the search.
         checked: what `check` gave; it is called where that is None.
         build: has layers compressed and gives their costs; None does so here and now.
+        focus: bytes, low to high, that the predicted policies should have; None is up to a quarter of the float's.
 
     Raises:
         WorkloadError: the model fails on its training or calibration data, or the loss on the training data.
@@ -121,33 +149,36 @@ def prepare(config: Config, checked: Checked | None = None, build: Build | None 
     scorer = Scorer(checked.loaded, checked.evaluation, teacher)
     if config.distillation.alpha[0] < 1:
         scorer.check_loss()
-    priced = _prices(scorer, space, build or build_here)
-    first = [*uniform(config, space, priced), *predicted(config, space, priced, checked.float_score.bytes)]
+    sensing = Sensing(config.sampler.samples, config.sampler.measured)
+    priced = _prices(scorer, space, build or build_here, sensing)
+    losses = [setting_loss(scorer, policy_of(space, one.setting), sensing.samples) for one in priced]
+    tables = tables_of(space, priced, losses)
+    span = focus or (0.0, checked.float_score.bytes / 4)
+    first = [*uniform(config, space, priced), *predicted(config, space, priced, tables, span)]
     return Prepared(
         **{field.name: getattr(checked, field.name) for field in fields(Checked)},
         teacher=teacher,
         scorer=scorer,
         first=first,
         smallest_bytes=min(one.smallest for one in priced),
+        tables=tables,
+        sensitivities=sensitivity_document(priced, tables, losses),
     )
 
 
-def _prices(scorer: Scorer, space: Space, build: Build) -> list[Priced]:
+def _prices(scorer: Scorer, space: Space, build: Build, sensing: Sensing) -> list[Priced]:
     """What each choice costs in each setting."""
     settings = settings_of(space)
     sites = [(setting, site) for setting in settings for site in setting.sites]
-    tasks = [LayerTask(i, _policy(space, one), site.name, site.choices()) for i, (one, site) in enumerate(sites)]
+    tasks = [
+        LayerTask(i, policy_of(space, one), site.name, site.choices(), sensing) for i, (one, site) in enumerate(sites)
+    ]
     costs = iter(build(scorer, tasks))
     priced = []
     for setting in settings:
-        variant = scorer.models.variant(_policy(space, setting))
+        variant = scorer.models.variant(policy_of(space, setting))
         priced.append(Priced(setting, variant, [next(costs) for _ in setting.sites]))
     return priced
-
-
-def _policy(space: Space, setting: Setting) -> Policy:
-    """A policy of a setting, without choices: what is left of the model does not depend on them."""
-    return space.make({}, model=setting.model, channels=setting.channels, dropped=setting.dropped)
 
 
 def build_here(scorer: Scorer, tasks: Sequence[LayerTask]) -> list[list[Cost]]:

@@ -62,12 +62,22 @@ def _options(
     epilog=example(
         "slimfront launch configs/quickstart.yaml",
         "slimfront launch my_model.yaml --trials 60 --timeout 30m --set space.bits=[2,4,8]",
+        "slimfront launch my_model.yaml --until 18:00 --patience 40 --focus 40kB..120kB",
     )
 )
 def launch(
     config: ConfigFile,
     trials: Annotated[int | None, typer.Option(metavar="N", help="trials of the whole study")] = None,
     timeout: Annotated[str | None, typer.Option(metavar="TIME", help="as in 90s, 30m or 2h, of this launch")] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="end at this local time, as in 18:00 or 2026-12-24T18:00")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(metavar="N", help="end when the front has not grown in N candidates")
+    ] = None,
+    focus: Annotated[
+        str | None, typer.Option(metavar="LOW..HIGH", help="sizes to aim at from now on, as in 40kB..120kB")
+    ] = None,
     workers: Annotated[int | None, typer.Option(metavar="N", help="0 scores in this process")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="of everything random")] = None,
     storage: StorageUrl = None,
@@ -78,21 +88,31 @@ def launch(
 ) -> None:
     """Start a search, or resume it where it was.
 
-    It ends when its budget is used. Ctrl-C finishes what runs, and prints the front so far.
+    It ends when its budget is used: its trials, its time, or its patience with a front that stands still. Ctrl-C
+    finishes what runs, and prints the front so far.
     """
     from search.config import load_config
 
-    options: dict[str, Any] = {"trials": trials, "timeout": timeout, "workers": workers, "seed": seed}
+    options: dict[str, Any] = {
+        "trials": trials,
+        "timeout": timeout,
+        "until": until,
+        "patience": patience,
+        "focus": focus,
+        "workers": workers,
+        "seed": seed,
+    }
     loaded = load_config(config, changes or (), **options, storage=storage)
-    from search.front import beaten_sentence
     from search.loop import launch as search
-    from search.plot import table
-    from search.printing import next_commands, show
+    from search.printing import next_commands, show, show_front
 
     result = search(loaded, takeover=takeover)
     if not result.front.complete and not result.interrupted:
-        raise StudyError(f"study {result.study!r}: no trial has completed; why the first ones failed is said above")
-    show(table(result.front), beaten_sentence(result.front), "", "next:")
+        failed = "FAIL" in result.front.states
+        why = "why the first ones failed is said above" if failed else "the time was up before: give it more"
+        raise StudyError(f"study {result.study!r}: no trial has completed; {why}")
+    show_front(result.front)
+    show("", "next:")
     show(*(f"  {command}" for command in next_commands(loaded)))
     if result.interrupted:
         typer.echo("interrupted: the same command goes on where it was", err=True)
@@ -130,11 +150,9 @@ def front(
     No other policy of the study is at least as accurate in at most as many bytes. The uniform policies (the same choice
     at every site) are beside them, and it is said whether the search beat these.
     """
-    from search.front import beaten_sentence
     from search.front import front as find
     from search.plot import plot as draw
-    from search.plot import table
-    from search.printing import show
+    from search.printing import show_front
 
     if against is not None and plot is None:
         raise ConfigError("--against: the other front is drawn beside this one; say where with --plot FILE")
@@ -145,7 +163,7 @@ def front(
     if as_json:
         print_json(found.document())
     else:
-        show(table(found), beaten_sentence(found))
+        show_front(found)
 
 
 app.command(
@@ -167,6 +185,46 @@ app.command(
         "slimfront verify model.onnx policy.json --workload my_model.py:workload",
     )
 )(verify)
+
+
+@app.command(
+    epilog=example(
+        "slimfront explain my_model --plot sites.html", "slimfront explain policy.json", "slimfront explain --trial 57"
+    )
+)
+def explain(
+    of: Annotated[
+        str | None, typer.Argument(metavar="[STUDY|POLICY]", help="a study, or a policy JSON file that ends in .json")
+    ] = None,
+    trial: Annotated[int | None, typer.Option(metavar="N", help="this finished trial; else the knee")] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="KIND", help="compare choices by output, fisher, gradient or kl")
+    ] = None,
+    as_json: AsJson = False,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="draw a heat map: a .png or .html file")] = None,
+    storage: StorageUrl = None,
+) -> None:
+    """Why each site got its choice.
+
+    For each site: its choice, the bytes that saves, the loss that it is predicted to cost, and what the next smaller
+    and the next larger choice would cost instead.
+    """
+    from search.explain import explain as find
+    from search.explain import explain_policy
+    from search.explain_plot import plot as draw
+    from search.printing import show_explanation
+
+    file = Path(of) if of is not None and of.endswith(".json") else None
+    if file is not None and trial is not None:
+        raise ConfigError(f"--trial: given {trial}, but {file} is one trial's policy already: leave out one of them")
+    found = find(of, storage, trial=trial, by=by) if file is None else explain_policy(file, storage, by=by)
+    if plot is not None:
+        draw(found, plot)
+        typer.echo(f"wrote {plot}", err=True)
+    if as_json:
+        print_json(found.document())
+    else:
+        show_explanation(found)
 
 
 @app.command(

@@ -14,10 +14,12 @@ from search.config_sections import (
     BudgetConfig,
     CacheConfig,
     DistillationConfig,
+    RacingConfig,
     SamplerConfig,
     Section,
     SpaceConfig,
     as_cache,
+    as_racing,
 )
 from spaces.errors import ConfigError
 from spaces.target import TARGETS, CodingName, TargetName
@@ -31,7 +33,7 @@ class Config(Section):
     Example:
         >>> config = Config(study="digits", workload="objectives.workloads.digits:workload")
         >>> config.budget.trials, config.sampler.name
-        (120, 'nsga2')
+        (120, 'front')
     """
 
     study: fields.Study = Field(description="name of the study")
@@ -41,6 +43,9 @@ class Config(Section):
     target: TargetName = Field(default="storage", description="where the model will run")
     space: SpaceConfig = Field(default=SpaceConfig(), description="what may be chosen")
     distillation: DistillationConfig = Field(default=DistillationConfig(), description="how they are trained on")
+    racing: Annotated[RacingConfig, BeforeValidator(as_racing)] = Field(
+        default=RacingConfig(), description="when evaluations are stopped early; null for never"
+    )
     objectives: fields.Objectives = Field(default=("accuracy", "bytes"), description="what is optimised")
     sampler: SamplerConfig = Field(default=SamplerConfig(), description="who proposes policies")
     budget: BudgetConfig = Field(default=BudgetConfig(), description="when the search ends")
@@ -48,7 +53,10 @@ class Config(Section):
     threads: fields.Count = Field(default=1, description="torch threads of a worker; changes the last bits of scores")
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="seed of everything random")
     window: fields.Count = Field(default=8, description="candidates that may be asked and not yet told")
-    chunk: fields.Count = Field(default=200, description="samples in a forward pass; changes the last bits of scores")
+    chunk: fields.Count = Field(
+        default=100,
+        description="samples in a forward pass, and between two looks at a race; changes the last bits of scores",
+    )
     storage: fields.Url = Field(
         default=None,
         repr=False,
@@ -126,7 +134,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), **replaced: object) -
     Args:
         path: the YAML file.
         overrides: ``KEY=VALUE`` each, the value in YAML, such as ``space.bits=[4, 8]``.
-        **replaced: trials, timeout, workers, seed and storage from the command line; None leaves the file's.
+        **replaced: values of `OPTIONS` from the command line, by name; None leaves the file's.
 
     Raises:
         ConfigError: one message with everything that is wrong: key, what was given, what is allowed.

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from datetime import datetime, time
 from decimal import Decimal
 from difflib import get_close_matches
 from itertools import pairwise
@@ -13,8 +14,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, ValidationInfo, WithJsonSchema
 
 from search.config_errors import refusal
+from search.sizes import parse_size
+from spaces.errors import ConfigError
 
-SAMPLERS = ("nsga2", "tpe", "random", "gp")
+SAMPLERS = ("front", "nsga2", "tpe", "random", "gp")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*://")
 _STUDY_WORDS = "1 to 100 letters, digits, dots, dashes and underscores"
@@ -22,6 +25,10 @@ _WORKLOAD_WORDS = "module:function or file.py:function"
 _SAMPLER_WORDS = f"{' | '.join(SAMPLERS)}, or a dotted path such as optuna.samplers.NSGAIIISampler"
 _OPTIONS_WORDS = "keyword arguments of the sampler: name and value"
 _TIMEOUT_WORDS = 'more than 0 seconds, as a number or as "90s", "30m" or "2h", or null'
+_UNTIL_WORDS = (
+    'a time such as "18:00", or a date and time such as "2026-12-24 18:00" or "2026-12-24T18:00+01:00", or null'
+)
+_FOCUS_WORDS = "[low, high] in bytes with low below high, also as 40kB..120kB with both units, or null"
 _URL_WORDS = "a SQLAlchemy URL such as sqlite:///slimfront.db, or null"
 _PATTERN_WORDS = "n:m with n below m and m up to 16, such as 2:4: of each 4 weights 2 stay"
 _SCALE_WORDS = "tensor, channel, or how many weights of a channel share a scale, at least 2"
@@ -132,6 +139,49 @@ def _seconds(value: Any) -> Any:
     return value
 
 
+def clock_of(text: str) -> time | datetime | None:
+    """Read a time of the day, or a date and time (local where it has no offset); None for any other text."""
+    try:
+        if found := re.fullmatch(r"(\d{1,2}):(\d\d)(?::(\d\d))?", text, re.ASCII):
+            return time(int(found[1]), int(found[2]), int(found[3] or 0))
+        moment = datetime.fromisoformat(text) if ":" in text else None
+        if moment is not None:
+            moment.timestamp()  # year 1 has none
+        return moment
+    except (ValueError, OverflowError):
+        return None
+
+
+def _until(value: Any) -> Any:
+    if value is not None and (not isinstance(value, str) or clock_of(value) is None):
+        raise refusal(_UNTIL_WORDS)
+    return value
+
+
+def _focus(value: Any) -> Any:
+    if value is None:
+        return None
+    ends = value.split("..") if isinstance(value, str) else value
+    if not isinstance(ends, list | tuple) or len(ends) != 2:
+        raise refusal(_FOCUS_WORDS)
+    if isinstance(value, str) and len({end.strip()[-1:].isdigit() for end in ends}) > 1:
+        raise refusal(_FOCUS_WORDS)  # 40..120kB: are these 40 bytes?
+    low, high = (_focus_end(end) for end in ends)
+    if low >= high:
+        raise refusal(_FOCUS_WORDS)
+    return low, high
+
+
+def _focus_end(end: Any) -> int:
+    try:
+        size = parse_size(end) if isinstance(end, str) else end
+    except ConfigError as error:
+        raise refusal(_FOCUS_WORDS) from error
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
+        raise refusal(_FOCUS_WORDS)
+    return size
+
+
 def _url(value: Any) -> Any:
     if value is not None and not is_url(value):  # not shown: a password may stand in it
         kind = "text that is not a URL" if isinstance(value, str) else f"a {type(value).__name__}"
@@ -212,6 +262,21 @@ Seconds = Annotated[
                 {"type": "null"},
             ],
             "x-allowed": _TIMEOUT_WORDS,
+        }
+    ),
+]
+Until = Annotated[str | None, BeforeValidator(_until), _words(_UNTIL_WORDS)]
+Focus = Annotated[
+    tuple[int, int] | None,
+    BeforeValidator(_focus),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": {"type": ["integer", "string"]}, "minItems": 2, "maxItems": 2},
+                {"type": "string", "pattern": r"^.+\.\..+$"},
+                {"type": "null"},
+            ],
+            "x-allowed": _FOCUS_WORDS,
         }
     ),
 ]

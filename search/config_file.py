@@ -16,6 +16,9 @@ Origins = dict[Key, str]
 OPTIONS: Mapping[str, Key] = {
     "trials": ("budget", "trials"),
     "timeout": ("budget", "timeout"),
+    "until": ("budget", "until"),
+    "patience": ("budget", "patience", "candidates"),
+    "focus": ("budget", "focus"),
     "workers": ("workers",),
     "seed": ("seed",),
     "storage": ("storage",),
@@ -180,10 +183,12 @@ def _override(data: dict[str, Any], override: str, origins: Origins) -> list[str
 
 
 def _put(data: dict[str, Any], key: Key, value: object, origin: str, origins: Origins) -> list[str]:
-    """Set one key, making the sections that are not there; give the problem where that cannot be done."""
+    """Set one key, making the sections that are not there or null; give the problem where that cannot be done."""
     section = data
     for depth, part in enumerate(key[:-1], 1):
-        section = section.setdefault(str(part), {})
+        if section.get(str(part)) is None:
+            section[str(part)] = {}
+        section = section[str(part)]
         if not isinstance(section, dict):
             above = key_path(key[:depth])
             given = f"given a key below {above}, which is no section"

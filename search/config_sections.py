@@ -23,6 +23,11 @@ def as_cache(given: Any) -> Any:
             raise refusal("a folder, or keys and values (folder, max_bytes)")
 
 
+def as_racing(given: Any) -> Any:
+    """Let null stand for no races."""
+    return {"confidence": None} if given is None else given
+
+
 class Section(BaseModel):
     """A frozen part of a config that takes each value in its own type only, and no unknown key."""
 
@@ -184,10 +189,8 @@ class DistillationConfig(Section):
         default=600,
         description="steps that a smaller model learns for beforehand; 0, as steps: [] needs, takes it as it comes",
     )
-    margin: float = Field(
-        default=0.02,
-        ge=0,
-        description="accuracy that a candidate may lack to the one-shot front and still be promoted",
+    share: float = Field(
+        default=0.33, ge=0, le=1, description="share of the candidates on a rung that go on, by Pareto rank"
     )
 
 
@@ -195,18 +198,56 @@ class SamplerConfig(Section):
     """Who proposes the policies, and which ones are tried before."""
 
     name: fields.SamplerName = Field(
-        default="nsga2", description="sampler: a short name or an Optuna class's dotted path"
+        default="front", description="sampler: a short name or an Optuna class's dotted path"
     )
     options: fields.Options = Field(default={}, description="keyword arguments of the sampler")
     uniform: fields.Number = Field(default=10, description="uniform policies that are tried first")
     predicted: fields.Number = Field(default=30, description="policies of the predicted front that are tried next")
+    samples: fields.Number = Field(
+        default=16, description="calibration samples on which the loss of single choices is measured; 0 for none"
+    )
+    measured: fields.Count | None = Field(
+        default=12, description="choices of a site whose loss is measured, others follow them; null for all"
+    )
+
+
+class RacingConfig(Section):
+    """When an evaluation is stopped because its candidate cannot reach the front any more."""
+
+    confidence: float | None = Field(
+        default=0.95,
+        gt=0.5,
+        lt=1,
+        description="how sure one must be that a candidate cannot win before its evaluation is stopped, more than 0.5 "
+        "and less than 1; null evaluates all in full",
+    )
+
+
+class PatienceConfig(Section):
+    """When the search ends because the front has stopped growing."""
+
+    candidates: fields.Count = Field(default=40, description="candidates that the front may go without growing")
+    growth: float = Field(default=0.001, ge=0, le=1, description="growth of its hypervolume that does not count")
 
 
 class BudgetConfig(Section):
-    """When the search ends."""
+    """When the search ends, and which sizes it looks at until then."""
 
     trials: fields.Count = Field(default=120, description="trials of the whole study")
     timeout: fields.Seconds = Field(default=None, description="seconds this launch may search, also as 90s, 30m or 2h")
+    until: fields.Until = Field(
+        default=None,
+        description="local time at which this launch ends, as in 18:00 (the next one) or 2026-12-24 18:00",
+    )
+    patience: PatienceConfig | None = Field(
+        default=None,
+        description="end when the front's hypervolume has not grown by more than growth over so many candidates, "
+        "{candidates: 40, growth: 0.001}; null for never",
+    )
+    focus: fields.Focus = Field(
+        default=None,
+        description="range of bytes [low, high] that new candidates aim at, also as 40kB..120kB; null for all sizes",
+    )
 
 
 class CacheConfig(Section):
@@ -216,5 +257,7 @@ class CacheConfig(Section):
         default=None, description="the folder; null for $SLIMFRONT_CACHE, else ~/.cache/slimfront"
     )
     max_bytes: fields.ByteCount = Field(
-        default=2 * 10**9, description="bound on the compressed layers; what does not fit is made again when needed"
+        default=2 * 10**9,
+        description="bound on the compressed layers, and one on students between rungs; what does not fit is made "
+        "again when needed",
     )

@@ -33,7 +33,7 @@ def describe(storage: Storage, study_id: int, config: Config, prepared: Prepared
             raise ConfigError(
                 f"study {config.study!r} was started with other settings:\n  "
                 + "\n  ".join(changed)
-                + "\nonly trials, timeout, workers and cache may change; give a changed search another name (key study)"
+                + "\nonly the budget, workers and cache may change; give a changed search another name (key study)"
             )
         for line in difference(stored["versions"], versions()):
             say(f"note: other versions than the study was started with may round differently: {line}")
@@ -52,10 +52,12 @@ def describe(storage: Storage, study_id: int, config: Config, prepared: Prepared
             "accuracy": score.validation.value,
             "accuracy_ci95": score.validation.ci95,
             "test_accuracy": score.test.value,
+            "test_accuracy_ci95": score.test.ci95,
             "macs": score.macs,
         },
         "space": prepared.space.document(),
         "smallest_bytes": prepared.smallest_bytes,
+        "sensitivities": prepared.sensitivities,
         "cache": str(evaluation.cache),
         "earlier_caches": [],
         "device": evaluation.device,

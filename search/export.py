@@ -2,14 +2,13 @@
 
 import hashlib
 import math
-import re
 from collections.abc import Sequence
-from decimal import Decimal
 from pathlib import Path
 
 from compress.files import artifact_path, write_file
 from search.config import storage_url
-from search.front import ROUNDING, Front, Point, StoredStudy, pick_study, space_of_study
+from search.front import Front, Point, StoredStudy, pick_study, space_of_study
+from search.pareto import ROUNDING
 from search.storage import Storage, open_storage
 from spaces.errors import ArtifactError, ConfigError, SlimfrontError, StudyError
 from spaces.policy import (
@@ -21,31 +20,11 @@ from spaces.policy import (
     WorkloadRecord,
 )
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _LEAST = {"max_bytes": 1, "max_ratio": 0, "min_accuracy": -math.inf, "max_drop": 0}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([a-z]*)", re.ASCII | re.IGNORECASE)
 
 
 class SelectionError(SlimfrontError):
     """No finished trial is what was asked for; the message names the nearest there is."""
-
-
-def parse_size(text: str) -> int:
-    """Bytes in a text such as `31240`, `500 kB` (1000 each) or `1.2MiB` (1024 each), rounded down.
-
-    Raises:
-        ConfigError: it is no such text, or less than a byte.
-
-    Example:
-        >>> parse_size("1.2MB"), parse_size("30KiB")
-        (1200000, 30720)
-    """
-    found = _SIZE.fullmatch(text.strip())
-    unit = _UNITS.get(found[2].lower()) if found else None
-    size = int(Decimal(found[1]) * unit) if found and unit else 0
-    if size < 1:
-        raise ConfigError(f"size: given {text!r}, allowed a number of bytes such as 31240, 500kB, 1.2MB or 30KiB")
-    return size
 
 
 def select(
@@ -70,11 +49,11 @@ def select(
         max_ratio: largest file, as a share of the float model's.
         min_accuracy: least accuracy on validation.
         max_drop: accuracy that may be lost against the float model.
-        trial: this finished trial, on the front or not, alone.
+        trial: this finished trial, on the front or not, alone; one that a race stopped is refused.
 
     Raises:
         ConfigError: the knee or a trial is asked for together with something else, or a bound is out of range.
-        SelectionError: there is no such point.
+        SelectionError: there is no such point, or its evaluation was stopped.
     """
     bounds = {"max_bytes": max_bytes, "max_ratio": max_ratio, "min_accuracy": min_accuracy, "max_drop": max_drop}
     given = {name: float(value) for name, value in bounds.items() if value is not None}
@@ -84,22 +63,33 @@ def select(
         if not math.isfinite(value) or value < _LEAST[name]:
             raise ConfigError(f"{name}: given {value:g}, allowed a number from {_LEAST[name]:g} on")
     if trial is not None:
-        return _trial(front, trial)
+        point = finished(front, trial)
+        if point.stopped:
+            raise SelectionError(
+                f"trial {trial} was stopped early: its accuracy is an estimate; export a member of the front, "
+                f"`slimfront front {front.study}` names them"
+            )
+        return point
     knee_point = front.knee
     if knee_point is None:
         raise SelectionError(f"study {front.study!r} has no finished trial to choose from yet: launch it again")
     return _bounded(front, given) if given else knee_point
 
 
-def _trial(front: Front, number: int) -> Point:
+def finished(front: Front, number: int) -> Point:
+    """A finished trial of a front's study, stopped early or not.
+
+    Raises:
+        SelectionError: there is none of this number.
+    """
     for point in front.complete:
         if point.trial == number:
             return point
-    finished = sorted(point.trial for point in front.complete)
-    nearest = min(finished, key=lambda one: (abs(one - number), one), default=None)
+    others = sorted(point.trial for point in front.complete)
+    nearest = min(others, key=lambda one: (abs(one - number), one), default=None)
     raise SelectionError(
         f"study {front.study!r} has no finished trial {number}; "
-        + (f"the nearest of its {len(finished)} finished ones is {nearest}" if finished else "none has finished")
+        + (f"the nearest of its {len(others)} finished ones is {nearest}" if others else "none has finished")
     )
 
 

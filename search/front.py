@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from search.address import hide_password
 from search.config import storage_url
-from search.pareto import Box, hypervolume, knee, pareto
+from search.duels import beaten_uniform, unbeaten_on_test
+from search.pareto import ROUNDING, Box, hypervolume, knee, pareto, reference_box
 from search.storage import Storage, open_storage
 from spaces.errors import StudyError
 from spaces.space import Space
@@ -17,13 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Box",
-    "Duel",
     "FloatModel",
     "Front",
     "Point",
     "StoredStudy",
-    "beaten_sentence",
-    "beaten_uniform",
     "front",
     "hypervolume",
     "knee",
@@ -33,8 +31,6 @@ __all__ = [
 ]
 
 DEPLOYED_DROP = 0.05  # hypervolume5 looks at the accuracies that lose at most this
-UNIFORM_DROP = 0.03  # uniform policies that lose more are nothing to be proud of beating
-ROUNDING = 1e-9  # of differences between accuracies
 
 
 @dataclass(frozen=True)
@@ -42,9 +38,13 @@ class Point:
     """A finished trial: its file's bytes, its accuracies, and the multiply-accumulates of one example.
 
     Attributes:
-        rungs: what it scored on each rung, as stored: rung, accuracy, bytes, macs, loss, seconds.
+        rungs: what it scored on each rung, as stored: rung, accuracy, bytes, macs, loss, seconds, ...
         artifact: hash of its packed file; None where that was not kept.
         label: a uniform policy in words; None for any other.
+        within_noise_of: the smallest smaller member of the front than which it is not shown to be more accurate on the
+            test split; None where there is none, or they were not compared.
+        samples: validation samples of its last rung, where the study says it.
+        stopped: its last evaluation was stopped early: its accuracy is an estimate, cut below what it had to exceed.
     """
 
     trial: int
@@ -58,6 +58,10 @@ class Point:
     origin: str
     artifact: str | None
     label: str | None = None
+    test_accuracy_ci95: tuple[float, float] | None = None
+    within_noise_of: int | None = None
+    samples: int | None = None
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class FloatModel:
     accuracy_ci95: tuple[float, float] | None
     test_accuracy: float
     macs: float
+    test_accuracy_ci95: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +87,8 @@ class Front:
         hypervolume: of the front in `reference`, 0..1; `hypervolume5` in `reference5`.
         states: how many trials are in which state.
         float: the uncompressed model.
+        passes: samples of all `forwards` and `backwards` that scoring the trials took.
+        compared: whether all members were compared with each other on the test split.
     """
 
     study: str
@@ -94,6 +101,8 @@ class Front:
     reference5: Box
     states: Mapping[str, int]
     float: FloatModel
+    passes: Mapping[str, int]
+    compared: bool
 
     @property
     def knee(self) -> Point | None:
@@ -106,6 +115,7 @@ class Front:
 
     def document(self) -> dict[str, Any]:
         """The front as JSON values: what `slimfront front --json` prints."""
+        on_test = unbeaten_on_test(self)
         return {
             "study": self.study,
             "float": asdict(self.float),
@@ -116,58 +126,11 @@ class Front:
             "reference": {"hypervolume": asdict(self.reference), "hypervolume5": asdict(self.reference5)},
             "knee": self.knee.trial if self.knee else None,
             "unbeaten_uniform": [duel.uniform.trial for duel in beaten_uniform(self) if duel.by is None],
+            "unbeaten_uniform_on_test": None if on_test is None else [point.trial for point in on_test],
             "states": self.states,
+            "stopped": sum(point.stopped for point in self.complete),
+            "passes": self.passes,
         }
-
-
-@dataclass(frozen=True)
-class Duel:
-    """A uniform policy, and the smallest candidate of fewer bytes and no less accuracy, None if there is none."""
-
-    uniform: Point
-    by: Point | None
-
-
-def beaten_uniform(front: Front, drop: float = UNIFORM_DROP) -> list[Duel]:
-    """What the search found against each uniform policy that loses at most `drop` of the float model's accuracy.
-
-    They are compared on the rung that the uniform policy reached: a candidate that was trained for longer is taken
-    as it was on that rung, one that was trained for less as it is.
-    """
-    duels = []
-    for uniform in front.uniform:
-        if uniform.accuracy < front.float.accuracy - drop - ROUNDING:
-            continue
-        better = [
-            (bytes, point.trial, point)
-            for point in front.complete
-            for bytes, accuracy in [_on_rung(point, uniform.rung)]
-            if point.origin != "uniform" and bytes < uniform.bytes and accuracy >= uniform.accuracy
-        ]
-        duels.append(Duel(uniform, min(better)[2] if better else None))
-    return duels
-
-
-def _on_rung(point: Point, rung: int) -> tuple[int, float]:
-    last = max((one for one in point.rungs if one["rung"] <= rung), key=lambda one: int(one["rung"]))
-    return last["bytes"], last["accuracy"]
-
-
-def beaten_sentence(front: Front) -> str:
-    """Whether the search beat the uniform policies, in one sentence."""
-    duels = beaten_uniform(front)
-    near = f"within {UNIFORM_DROP * 100:.0f} points of the float model"
-    if not duels:
-        return f"no uniform policy is {near}"
-    unbeaten = [duel.uniform for duel in duels if duel.by is None]
-    if unbeaten:
-        named = ", ".join(f"uniform {point.label} (trial {point.trial})" for point in unbeaten)
-        beaten = len(duels) - len(unbeaten)
-        return f"not beaten: {named}; {beaten} of {len(duels)} uniform policies {near} are"
-    return (
-        f"every uniform policy {near} is beaten ({len(duels)} of {len(duels)}): for each there is a smaller candidate, "
-        "no less accurate on the same rung"
-    )
 
 
 @dataclass(frozen=True)
@@ -243,8 +206,8 @@ def front(study: str | None = None, storage: str | None = None) -> Front:
 
 def _front(study: StoredStudy, trials: Sequence["FrozenTrial"]) -> Front:
     attrs = study.attrs
-    space, tests = space_of_study(study), attrs.get("test", {})
-    points = [_point(study, space, tests, trial) for trial in trials if trial.state.name == "COMPLETE"]
+    space = space_of_study(study)
+    points = [_point(study, space, trial) for trial in trials if trial.state.name == "COMPLETE"]
     points.sort(key=lambda one: (one.bytes, one.trial))
     stored = attrs["float"]
     float_model = FloatModel(
@@ -253,10 +216,10 @@ def _front(study: StoredStudy, trials: Sequence["FrozenTrial"]) -> Front:
         accuracy_ci95=_pair(stored["accuracy_ci95"]),
         test_accuracy=stored["test_accuracy"],
         macs=stored["macs"],
+        test_accuracy_ci95=_pair(stored.get("test_accuracy_ci95")),
     )
-    smallest, largest = attrs["smallest_bytes"], float_model.bytes / 4
-    whole = Box(smallest, largest, attrs["workload"]["chance"], 1.0)
-    near = Box(smallest, largest, float_model.accuracy - DEPLOYED_DROP, float_model.accuracy)
+    whole = reference_box(attrs["smallest_bytes"], float_model.bytes, attrs["workload"]["chance"])
+    near = replace(whole, worst=float_model.accuracy - DEPLOYED_DROP, best=float_model.accuracy)
     best = pareto(points)
     return Front(
         study=study.name,
@@ -269,24 +232,40 @@ def _front(study: StoredStudy, trials: Sequence["FrozenTrial"]) -> Front:
         reference5=near,
         states=dict(Counter(trial.state.name for trial in trials)),
         float=float_model,
+        passes={kind: sum(_passes(trial.user_attrs, kind) for trial in trials) for kind in ("forwards", "backwards")},
+        compared=bool(best) and attrs.get("within_noise", {}).keys() == {str(point.trial) for point in best},
     )
 
 
-def _point(study: StoredStudy, space: Space, tests: Mapping[str, float], trial: "FrozenTrial") -> Point:
-    attrs = trial.user_attrs
+def _passes(attrs: Mapping[str, Any], kind: str) -> int:
+    """Samples that a trial sent through its model; none where an earlier trial with the same policy was scored."""
+    if "repeat_of" in attrs:
+        return 0
+    return int(attrs.get(kind, sum(rung.get(kind, 0) for rung in attrs.get("rungs", ()))))
+
+
+def _point(study: StoredStudy, space: Space, trial: "FrozenTrial") -> Point:
+    attrs, number = trial.user_attrs, str(trial.number)
+    test = study.attrs.get("test", {}).get(number)
+    if test is not None and not isinstance(test, Mapping):  # as earlier versions wrote it
+        test = {"accuracy": test, "ci95": None}
     try:
         return Point(
             trial=trial.number,
             bytes=int(trial.values[1]),
             accuracy=trial.values[0],
             accuracy_ci95=_pair(attrs["ci95"]),
-            test_accuracy=tests.get(str(trial.number)),
+            test_accuracy=test["accuracy"] if test else None,
             macs=attrs["macs"],
             rung=attrs["rung"],
             rungs=tuple(attrs["rungs"]),
             origin=attrs["origin"],
             artifact=attrs["artifact"],
             label=_label(space, trial.params) if attrs["origin"] == "uniform" else None,
+            test_accuracy_ci95=_pair(test["ci95"]) if test else None,
+            within_noise_of=study.attrs.get("within_noise", {}).get(number),
+            samples=attrs.get("samples"),
+            stopped=attrs.get("stopped", False),
         )
     except KeyError as error:
         raise StudyError(

@@ -26,7 +26,9 @@ def export(
     max_ratio: Annotated[float | None, typer.Option(metavar="R", help="at most this share of the float bytes")] = None,
     min_accuracy: Annotated[float | None, typer.Option(metavar="A", help="at least, on validation")] = None,
     max_drop: Annotated[float | None, typer.Option(metavar="D", help="accuracy that may be lost")] = None,
-    trial: Annotated[int | None, typer.Option(metavar="N", help="this trial, on the front or not")] = None,
+    trial: Annotated[
+        int | None, typer.Option(metavar="N", help="this trial, on the front or not, unless stopped early")
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="every member of the front, into a folder")] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="policy.json, if nothing is said")
@@ -37,8 +39,9 @@ def export(
 
     Bounds may be combined; without any it is the knee.
     """
-    from search.export import parse_size, select
+    from search.export import select
     from search.front import front as find
+    from search.sizes import parse_size
 
     size = parse_size(max_bytes) if max_bytes is not None else None
     if every and (knee or any(one is not None for one in (size, max_ratio, min_accuracy, max_drop, trial))):

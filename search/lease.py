@@ -93,7 +93,7 @@ class Lease:
         Raises:
             StudyError: another live process holds it.
         """
-        _make_table(self._storage)
+        self._storage.make_table(_TABLE)
         told = False
         while (refused := self._try()) is not None:
             if not told:
@@ -253,14 +253,3 @@ def _clock(connection: Connection) -> ColumnElement[Any]:
             return extract("epoch", func.clock_timestamp())
         case _:
             return func.unix_timestamp(func.now(6))
-
-
-def _make_table(storage: Storage) -> None:
-    for last in (False, True):
-        try:
-            with storage.transaction("making the lease table", write=True) as connection:
-                _TABLE.create(connection, checkfirst=True)
-            return
-        except StudyError:  # another process may have made it in between
-            if last:
-                raise

@@ -1,30 +1,32 @@
 """The driver: asks for candidates, has them scored, and tells the results in the order in which they were asked."""
 
 import contextlib
-import signal
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any
+from datetime import UTC, datetime
 
 from compress.layer import Cost
 from objectives.score import Scorer
 from search.candidates import Build, Checked, Prepared, build_here, check, prepare
 from search.config import Config
+from search.continuing import to_continue
 from search.crew import Crew
 from search.describe import describe
 from search.front import Front, front
+from search.goals import Deadline, Focus, Patience, check_goals
+from search.honest import held_back
 from search.lease import Lease
+from search.pareto import Box, reference_box
 from search.pool import RayPool, start_ray, stop_ray
 from search.progress import SearchProgress, say
 from search.rungs import History
 from search.samplers.proposer import Proposer
+from search.signals import stopped_politely
 from search.storage import Storage, check_storage_url, open_storage
-from search.study import Asked, Trials, open_study
-from search.tasks import LayerTask, LocalPool, Pool, Result, ScoreTask, TestTask
+from search.study import Asked, Proposal, Trials, open_study
+from search.tasks import LayerTask, LocalPool, Pool, Result, ScoreTask
 from spaces.errors import ConfigError
 
 SAMPLER_PREFIX = "sampler:"
@@ -53,25 +55,51 @@ def launch(config: Config, *, takeover: bool = False) -> LaunchResult:
     """
     url = config.resolved_storage()
     check_storage_url(url)
+    deadline = Deadline(config.budget.timeout, config.budget.until, datetime.now(UTC))
     say(f"study {config.study}: loading {config.workload}")
     checked = check(config)
     sampler = config.sampler
     Proposer(checked.space, sampler.name, sampler.options, config.seed, ()).check()
     with _prepared(config, checked) as (prepared, pool):
-        proposer = Proposer(checked.space, sampler.name, sampler.options, config.seed, prepared.first)
+        score = prepared.float_score
+        check_goals(config.budget, _box(prepared), score.bytes, score.validation.value)
         with contextlib.closing(open_storage(url, create=True)) as storage:
             study_id, _ = open_study(storage, config.study)
             with Lease(storage, study_id, takeover=takeover) as lease:
                 describe(storage, study_id, config, prepared)
-                interrupted = _Search(config, prepared, proposer, storage, study_id, lease).run(pool)
+                focus = _focus(storage, study_id, config.budget.focus)
+                proposer = Proposer(
+                    checked.space,
+                    sampler.name,
+                    sampler.options,
+                    config.seed,
+                    prepared.first,
+                    prepared.knowledge,
+                    focus.at,
+                )
+                interrupted = _Search(config, prepared, proposer, storage, study_id, lease, deadline).run(pool)
     return LaunchResult(config.study, front(config.study, url), interrupted)
+
+
+def _box(prepared: Prepared) -> Box:
+    """Where the hypervolume of the front is taken."""
+    return reference_box(prepared.smallest_bytes, prepared.float_score.bytes, prepared.loaded.workload.chance)
+
+
+def _focus(storage: Storage, study_id: int, span: tuple[int, int] | None) -> Focus:
+    """What the study's candidates aim at, and from the next one on do in this launch; the study is told."""
+    stored = Focus.read(storage.get_study_user_attrs(study_id).get("focus", ()))
+    focus = stored.then(storage.get_n_trials(study_id), span)
+    if focus != stored:
+        storage.set_study_attrs(study_id, {"focus": focus.document()})
+    return focus
 
 
 @contextlib.contextmanager
 def _prepared(config: Config, checked: Checked) -> Iterator[tuple[Prepared, Pool]]:
     """The prepared search and who scores its candidates; Ray, which takes seconds to start, starts beside the work."""
     if config.workers == 0:
-        prepared = prepare(config, checked, _with_cache(build_here))
+        prepared = prepare(config, checked, _with_cache(build_here), config.budget.focus)
         yield prepared, LocalPool(prepared.scorer, prepared.evaluation.cache)
         return
     say(f"starting {config.workers} Ray workers")
@@ -79,7 +107,7 @@ def _prepared(config: Config, checked: Checked) -> Iterator[tuple[Prepared, Pool
         starting = threads.submit(start_ray, config.workers)
         crew = Crew(config, starting)
         try:
-            prepared = prepare(config, checked, _with_cache(crew.build))
+            prepared = prepare(config, checked, _with_cache(crew.build), config.budget.focus)
             yield prepared, crew.pool(prepared.scorer)
         finally:
             crew.close()
@@ -117,17 +145,22 @@ class _Search:
         storage: Storage,
         study_id: int,
         lease: Lease,
+        deadline: Deadline,
     ) -> None:
         self._config, self._prepared, self._lease = config, prepared, lease
         self._storage, self._study_id = storage, study_id
         self._proposer = proposer
         self._trials = Trials(storage, study_id)
-        self._history = History(len(prepared.evaluation.steps) + 1, config.distillation.margin)
+        self._history, self._judged = _history(config), _history(config)  # of what is visible, and of all that is told
         self._visible = 0  # trials that the sampler and the history have been shown
         self._asked = 0  # trials replayed or asked in this launch
         self._arrived: dict[int, Result] = {}
+        self._deadline = deadline
+        self._patience = Patience(config.budget.patience, _box(prepared))
         self._stop = threading.Event()
         self._reasons: set[str] = set()  # why trials failed, each said once
+        for told in self._trials.finished():
+            self._judged_now(told)
         attrs = storage.get_study_user_attrs(study_id)
         proposer.restore(
             {key.removeprefix(SAMPLER_PREFIX): v for key, v in attrs.items() if key.startswith(SAMPLER_PREFIX)}
@@ -137,12 +170,15 @@ class _Search:
         """Search until the budget is used; whether it was interrupted before."""
         told = self._trials.told
         total = self._config.budget.trials
-        with _signals(self._stop), SearchProgress(total, told, self._prepared.float_score.bytes) as progress:
+        with stopped_politely(self._stop), SearchProgress(total, told, self._prepared.float_score.bytes) as progress:
             for outcome in self._trials.finished():
                 progress.show(outcome.values, now=False)
+                self._watch(outcome)
             if isinstance(pool, RayPool):
                 pool.wait_until_ready()
-            if told:
+            if self._patience.stopped is not None:
+                progress.say(f"{self._ends()}; raise budget.patience or leave it out to go on")
+            elif told:
                 progress.say(f"goes on after {told} of {total} trials")
             progress.start()
             self._until_budget(pool, progress)
@@ -153,10 +189,9 @@ class _Search:
 
     def _until_budget(self, pool: Pool, progress: SearchProgress) -> None:
         """Ask, collect and tell until the budget is used, or until what runs is finished after a stop."""
-        timeout = self._config.budget.timeout
-        end = time.monotonic() + timeout if timeout else float("inf")
+        self._deadline.start()
         while self._trials.told < self._budget():
-            if self._stop.is_set() or time.monotonic() > end:
+            if self._stop.is_set() or self._deadline.passed:
                 return self._finish_running(pool, progress)
             self._ask_more(pool)
             if self._trials.told not in self._arrived:
@@ -178,7 +213,15 @@ class _Search:
 
     def _budget(self) -> int:
         """Trials the study shall have: what was asked once is always told."""
-        return max(self._config.budget.trials, self._trials.count)
+        wanted = self._patience.trials(self._config.budget.trials, self._config.window)
+        return max(wanted, self._trials.count)
+
+    def _watch(self, told: Asked) -> None:
+        """Let patience see the next told trial."""
+        self._patience.tell(told.values, first=told.origin in ("uniform", "predicted"))
+
+    def _ends(self) -> str:
+        return f"{self._patience.words}: the study ends with {self._budget()} trials"
 
     def _ask_more(self, pool: Pool) -> None:
         while self._asked < min(self._budget(), self._trials.told + self._config.window):
@@ -189,21 +232,34 @@ class _Search:
                 policy = self._proposer.replay(number, asked.params, asked.system_attrs)
             else:
                 self._lease.check()
-                proposal = self._proposer.propose(number)
+                proposal = self._proposal(number)
                 policy = proposal.policy
                 asked = self._trials.start(proposal, self._proposer.distributions, SAMPLER_PREFIX)
             self._asked += 1
             if self._trials.first_with(number) == number and not asked.told:
-                promotion, keep = self._history.judges(always=asked.origin == "uniform")
-                pool.submit(ScoreTask(number, policy, promotion, keep))
+                start = () if asked.continues is None else self._trials[asked.continues].rungs
+                judgement = self._history.judges(always=asked.origin == "uniform")
+                pool.submit(ScoreTask(number, policy, judgement, start))
+
+    def _proposal(self, number: int) -> Proposal:
+        """The next trial: it continues one that turned out strong, or is what the sampler proposes."""
+        again = None
+        if number >= len(self._prepared.first):
+            last = len(self._config.distillation.steps)
+            again = to_continue(number, self._trials.asked, self._visible, self._history, last)
+        if again is None:
+            return self._proposer.propose(number)
+        params = self._trials[again].params
+        return Proposal(self._proposer.replay(number, params, {}), params, "continued", {}, {}, again)
 
     def _show_until(self, number: int) -> None:
         """Let the sampler and the history see the told trials up to and with `number`."""
         while self._visible <= number:
             trial = self._trials[self._visible]
-            self._proposer.tell(self._visible, trial.values)
+            self._proposer.tell(self._visible, trial.values, trial.rungs, stopped=trial.stopped)
             if trial.rungs:
-                self._history.tell(trial.rungs)
+                self._history.tell(trial.number, trial.rungs, self._trials.outcomes(trial.number), trial.stopped)
+            self._trials.forget_outcomes(trial.number)
             self._visible += 1
 
     def _tell_in_order(self, progress: SearchProgress) -> None:
@@ -214,7 +270,16 @@ class _Search:
                 return
             self._lease.check()
             told = self._trials.repeat(first) if first < number else self._tell(self._arrived.pop(number), progress)
+            self._judged_now(told)
             progress.show(told.values)
+            self._watch(told)
+            if self._patience.stopped == self._trials.told:
+                progress.say(self._ends())
+
+    def _judged_now(self, told: Asked) -> None:
+        """Judge the outcomes of the next trials by what is told up to now, whoever has seen it."""
+        if told.rungs:
+            self._judged.tell(told.number, told.rungs, (), told.stopped)
 
     def _tell(self, result: Result, progress: SearchProgress) -> Asked:
         where = {"seconds": round(result.seconds, 3), "host": result.host}
@@ -224,48 +289,21 @@ class _Search:
                 self._reasons.add(reason)
                 progress.say(f"trial {result.number} failed: {reason}")
             return self._trials.fail(reason, where)
-        return self._trials.complete(result.score, where)
+        kept = {
+            rung.rung
+            for rung in result.score.rungs
+            if self._judged.keeps_outcomes(rung.rung, rung.accuracy, rung.bytes)
+        }
+        return self._trials.complete(result.score, where, kept)
 
     def _score_test(self, pool: Pool, progress: SearchProgress) -> None:
-        """Score the members of the front, and the uniform policies, on the held-back test split."""
+        """Score the members of the front, and the uniform policies, on the held-back test split, and compare them."""
         found = front(self._config.study, self._config.resolved_storage())
-        points = {point.trial: point for point in (*found.points, *found.uniform)}
-        missing = {p.trial: p.artifact for p in points.values() if p.test_accuracy is None and p.artifact}
-        if not missing:
-            return
-        progress.say(f"scoring {len(missing)} policies on the test split")
-        for trial, artifact in missing.items():
-            pool.submit(TestTask(trial, artifact))
-        scores: dict[str, float] = {}
-        left = len(missing)
-        while left:
-            results = pool.collect(TICK_SECONDS)
-            left -= len(results)
-            for result in results:
-                if result.test_accuracy is None:
-                    progress.say(f"trial {result.number} has no test accuracy: {result.error}")
-                else:
-                    scores[str(result.number)] = result.test_accuracy
-        self._lease.check()
-        known: Mapping[str, Any] = self._storage.get_study_user_attrs(self._study_id).get("test", {})
-        self._storage.set_study_attrs(self._study_id, {"test": {**known, **scores}})
+        attrs = self._storage.get_study_user_attrs(self._study_id)
+        if new := held_back(found, attrs, pool, progress.say):
+            self._lease.check()
+            self._storage.set_study_attrs(self._study_id, new)
 
 
-@contextlib.contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks for a polite end, the second one ends at once; both lose nothing told."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    old = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+def _history(config: Config) -> History:
+    return History(len(config.distillation.steps) + 1, config.distillation.share, config.racing.confidence)

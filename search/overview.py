@@ -7,8 +7,11 @@ from typing import Any
 from torch import nn
 
 from compress.family import Member
-from search.candidates import check, prepare
+from search.candidates import Prepared, check, prepare
 from search.config import Config
+from search.progress import SHARES
+from search.samplers.loss_model import Features, unlearned
+from search.sensitivity import predicted_front, within
 from spaces.target import CodingName
 
 
@@ -44,6 +47,21 @@ class StudentView:
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """The least loss predicted, one-shot, for at most `limit` bytes: the float model's, divided by `share`.
+
+    Attributes:
+        bytes: of the policy that is predicted to lose least.
+        loss: KL (mean squared error for values) to the float model's outputs.
+    """
+
+    share: int
+    limit: int
+    bytes: int
+    loss: float
+
+
+@dataclass(frozen=True)
 class Overview:
     """What a config would search.
 
@@ -56,6 +74,7 @@ class Overview:
         coding: how packed files are coded.
         float_bytes: of the uncompressed model's packed file; its accuracies are on validation and test.
         smallest_bytes: of the smallest file in the space, one-shot: exact, nothing is trained.
+        forecast: what is predicted for the whole model at some sizes.
         axes: along which policies differ.
         log10_policies: how many ways there are to choose for all sites; continuous axes are not counted.
         device: where candidates would be scored.
@@ -75,6 +94,7 @@ class Overview:
     float_test_accuracy: float
     macs: float
     smallest_bytes: int
+    forecast: tuple[Forecast, ...]
     axes: int
     log10_policies: float
     device: str
@@ -100,6 +120,7 @@ def overview(config: Config) -> Overview:
     score = checked.float_score
     # nothing is written and no student is trained for it
     scratch = replace(checked, evaluation=replace(checked.evaluation, max_bytes=0, distillation=None))
+    prepared = prepare(config, scratch)
     return Overview(
         study=config.study,
         workload=config.workload,
@@ -117,11 +138,25 @@ def overview(config: Config) -> Overview:
         float_accuracy=score.validation.value,
         float_test_accuracy=score.test.value,
         macs=score.macs,
-        smallest_bytes=prepare(config, scratch).smallest_bytes,
+        smallest_bytes=prepared.smallest_bytes,
+        forecast=_forecast(prepared),
         axes=len(space.axes()),
         log10_policies=math.log10(space.size()),
         device=checked.evaluation.device,
     )
+
+
+def _forecast(prepared: Prepared) -> tuple[Forecast, ...]:
+    """What is predicted for the whole model at some sizes, as far as there are policies that small."""
+    table, model = prepared.tables[0], unlearned(Features(prepared.tables))
+    total, losses, _ = predicted_front([site.bytes for site in table.sites], model.costs(0, model.weights()))
+    found = []
+    for share in SHARES:
+        limit = prepared.float_score.bytes // share
+        if total[0] + table.rest <= limit:
+            at = within(total, limit - table.rest)
+            found.append(Forecast(share, limit, int(total[at]) + table.rest, float(losses[at])))
+    return tuple(found)
 
 
 def _weights(model: nn.Module) -> int:

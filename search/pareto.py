@@ -7,6 +7,7 @@ from math import log
 from typing import Protocol, TypeVar
 
 FLAT = 1e-12  # what is above a chord by less is rounding
+ROUNDING = 1e-9  # of differences between accuracies
 
 
 class Scored(Protocol):
@@ -39,6 +40,11 @@ class Box:
     largest: float
     worst: float
     best: float
+
+
+def reference_box(smallest_bytes: float, float_bytes: float, chance: float) -> Box:
+    """Where the hypervolume of a study is taken: up to a quarter of the float model's bytes, from chance to 1."""
+    return Box(smallest_bytes, float_bytes / 4, chance, 1.0)
 
 
 def pareto(points: Iterable[ScoredT]) -> list[ScoredT]:

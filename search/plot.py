@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 SIZE_LABEL = "size of the packed file (kB, log)"
 ACCURACY_LABEL = "accuracy on validation"
 BLUE, ORANGE, GREY, INK, GREEN, PALE = "#1f6feb", "#e8710a", "#6e7781", "#24292f", "#1a7f37", "#d8dee4"
+PAPER = "#ffffff"
+INTERVAL = "95 %\ninterval"
+TEST_INTERVAL = 6  # the column
+WIDE_COLUMNS = 100  # a table with all columns fits into this
+NOISE_LABEL = "within noise of a smaller member, on test"
+STOPPED_LABEL = "candidates stopped early (estimates)"
 SHOWN_BELOW = 0.2  # share of the accuracy from chance to the float model that a plot shows
 
 
@@ -42,41 +48,36 @@ def plot(front: Front, path: Path, against: Front | None = None) -> None:
         raise ConfigError(f"--plot: {path} cannot be written: {error}") from error
 
 
-def table(front: Front) -> "Table":
-    """The front as a table for a terminal, the knee marked."""
+def table(front: Front, columns: int = WIDE_COLUMNS) -> "Table":
+    """The front as a table for a terminal; the knee, and what is within noise of a smaller member, are marked.
+
+    Args:
+        front: the front.
+        columns: of the terminal; on a narrow one the intervals on the test split are left out.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     best = front.knee.trial if front.knee else None
     made = Table(title=f"front of {front.study}", title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
-    made.padding, made.pad_edge = (0, 1, 0, 0), False
-    for name in ("trial", "bytes", "smaller", "accuracy", "95 %\ninterval", "test\naccuracy", "MACs", "rung", ""):
-        made.add_column(name, justify="right", no_wrap=True)
+    wide = columns >= WIDE_COLUMNS
+    made.padding, made.pad_edge, made.show_edge = (0, int(wide), 0, 0), False, False
+    names = ["trial", "bytes", "ratio", "accuracy", INTERVAL, "test\naccuracy", INTERVAL, "MACs", "rung", ""]
+    shown = [at for at in range(len(names)) if wide or at != TEST_INTERVAL]
+    for at in shown:
+        made.add_column(names[at], justify="right", no_wrap=True)
     for point in front.points:
-        made.add_row(*_cells(front, point), "knee" if point.trial == best else "", style=_bold(point.trial == best))
-    model = front.float
+        cells = _cells(front, point, point.trial == best)
+        made.add_row(*(cells[at] for at in shown), style="bold" if point.trial == best else "")
     made.add_section()
-    made.add_row(
-        "float",
-        f"{model.bytes:,}",
-        "1.0x",
-        f"{model.accuracy:.4f}",
-        _interval(model.accuracy_ci95),
-        f"{model.test_accuracy:.4f}",
-        _count(model.macs),
-        "",
-        "",
-        style="dim",
-    )
+    model = _float_cells(front)
+    made.add_row(*(model[at] for at in shown), style="dim")
     made.caption = f"hypervolume {front.hypervolume:.4f}, within 5 points of float {front.hypervolume5:.4f}"
     return made
 
 
-def _bold(wanted: bool) -> str:
-    return "bold" if wanted else ""
-
-
-def _cells(front: Front, point: Point) -> Sequence[str]:
+def _cells(front: Front, point: Point, knee: bool) -> Sequence[str]:
+    noise = "" if point.within_noise_of is None else f"~{point.within_noise_of}"
     return (
         str(point.trial),
         f"{point.bytes:,}",
@@ -84,8 +85,26 @@ def _cells(front: Front, point: Point) -> Sequence[str]:
         f"{point.accuracy:.4f}",
         _interval(point.accuracy_ci95),
         "" if point.test_accuracy is None else f"{point.test_accuracy:.4f}",
+        _interval(point.test_accuracy_ci95),
         _count(point.macs),
         str(point.rung),
+        f"{noise} knee".strip() if knee else noise,
+    )
+
+
+def _float_cells(front: Front) -> Sequence[str]:
+    model = front.float
+    return (
+        "float",
+        f"{model.bytes:,}",
+        "1.0x",
+        f"{model.accuracy:.4f}",
+        _interval(model.accuracy_ci95),
+        f"{model.test_accuracy:.4f}",
+        _interval(model.test_accuracy_ci95),
+        _count(model.macs),
+        "",
+        "",
     )
 
 
@@ -143,6 +162,16 @@ def _fronts(front: Front, against: Front | None) -> list[tuple[Front, str]]:
     return [*other, (front, BLUE)]
 
 
+def _candidates(front: Front) -> tuple[list[Point], list[Point]]:
+    """All points that are no uniform policies: those scored in full, and those that were stopped."""
+    others = [point for point in front.complete if point.origin != "uniform"]
+    return [point for point in others if not point.stopped], [point for point in others if point.stopped]
+
+
+def _noisy(front: Front, against: Front | None) -> bool:
+    return any(point.within_noise_of is not None for one, _ in _fronts(front, against) for point in one.points)
+
+
 def _name(front: Front, bottom: float, left: float) -> str:
     """A front in the legend, with how many of its members lie outside of what is shown."""
     hidden = sum(point.accuracy < bottom or point.bytes / 1000 < left for point in front.points)
@@ -159,8 +188,10 @@ def _png(front: Front, best: Point, path: Path, against: Front | None) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xscale="log", xlim=(left, right), ylim=(bottom, top))
     axes.axhline(front.float.accuracy, color=INK, linestyle=(0, (5, 4)), linewidth=1.1, label=_float_label(front))
-    others = [point for point in front.complete if point.origin != "uniform"]
+    others, stopped = _candidates(front)
     axes.scatter(_kb(others), _accuracies(others), s=16, color=BLUE, alpha=0.35, linewidth=0, label="candidates")
+    if stopped:
+        axes.scatter(_kb(stopped), _accuracies(stopped), s=14, marker="|", color=GREY, alpha=0.5, label=STOPPED_LABEL)
     crosses: dict[str, Any] = {"s": 48, "marker": "x", "color": GREY, "linewidth": 1.8, "zorder": 3}
     axes.scatter(_kb(front.uniform), _accuracies(front.uniform), label="uniform policies", **crosses)
     for one, color in _fronts(front, against):
@@ -169,7 +200,11 @@ def _png(front: Front, best: Point, path: Path, against: Front | None) -> None:
                 axes.vlines(point.bytes / 1000, *point.accuracy_ci95, color=color, alpha=0.18, linewidth=3)
         axes.step(*_stairs(one, right), where="post", color=color, linewidth=1.8)
         name = _name(one, bottom, left)
-        axes.scatter(_kb(one.points), _accuracies(one.points), s=34, color=color, label=name, zorder=3)
+        filled = [PAPER if point.within_noise_of is not None else color for point in one.points]
+        axes.scatter([], [], s=34, color=color, label=name)
+        axes.scatter(_kb(one.points), _accuracies(one.points), s=34, facecolor=filled, edgecolor=color, zorder=3)
+    if _noisy(front, against):
+        axes.scatter([], [], s=34, facecolor=PAPER, edgecolor=INK, label=NOISE_LABEL)
     at = (best.bytes / 1000, best.accuracy)
     axes.scatter(*at, s=190, facecolor="none", edgecolor=GREEN, linewidth=2, label=_knee_label(front, best), zorder=4)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
@@ -191,23 +226,30 @@ def _html(front: Front, best: Point, path: Path, against: Front | None) -> None:
     left, right, bottom, top = _limits(front, against)
     figure = go.Figure()
 
-    def scatter(one: Front, points: Sequence[Point], name: str, marker: dict[str, Any]) -> None:
+    def scatter(one: Front, points: Sequence[Point], name: str, marker: dict[str, Any], **more: Any) -> None:
         hover = [_hover(one, point) for point in points]
         x, y = _kb(points), _accuracies(points)
-        figure.add_scatter(x=x, y=y, mode="markers", name=name, marker=marker, text=hover, hoverinfo="text")
+        figure.add_scatter(x=x, y=y, mode="markers", name=name, marker=marker, text=hover, hoverinfo="text", **more)
 
     line = {"color": INK, "dash": "dash", "width": 1.2}
     ends = {"x": [left, right], "y": [front.float.accuracy] * 2}
     figure.add_scatter(**ends, mode="lines", line=line, name=_float_label(front), hoverinfo="name")
-    others = [point for point in front.complete if point.origin != "uniform"]
+    others, stopped = _candidates(front)
     scatter(front, others, "candidates", {"color": BLUE, "size": 5, "opacity": 0.3})
+    if stopped:
+        scatter(front, stopped, STOPPED_LABEL, {"symbol": "line-ns-open", "color": GREY, "size": 5, "opacity": 0.5})
     crosses = {"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": GREY}}
     scatter(front, front.uniform, "uniform policies", crosses)
     for one, color in _fronts(front, against):
         x, y = _stairs(one, right)
         steps = {"color": color, "shape": "hv", "width": 2}
         figure.add_scatter(x=x, y=y, mode="lines", line=steps, showlegend=False, hoverinfo="skip")
-        scatter(one, one.points, _name(one, bottom, left), {"color": color, "size": 8})
+        symbols = ["circle-open" if point.within_noise_of is not None else "circle" for point in one.points]
+        marker = {"color": color, "size": 8, "symbol": symbols, "line": {"width": 2}}
+        scatter(one, one.points, _name(one, bottom, left), marker, error_y=_errors(one.points, color))
+    if _noisy(front, against):
+        hollow = {"symbol": "circle-open", "size": 8, "color": INK, "line": {"width": 2}}
+        figure.add_scatter(x=[None], y=[None], mode="markers", name=NOISE_LABEL, marker=hollow)
     ring = {"symbol": "circle-open", "size": 18, "color": GREEN, "line": {"width": 2.5}}
     scatter(front, [best], _knee_label(front, best), ring)
     ticks = [digit * 10.0**power for power in range(-1, 8) for digit in (1, 2, 5)]
@@ -220,6 +262,15 @@ def _html(front: Front, best: Point, path: Path, against: Front | None) -> None:
     figure.write_html(path, include_plotlyjs=True, full_html=True, config=shown, default_height="95vh")
 
 
+def _errors(points: Sequence[Point], color: str) -> dict[str, Any]:
+    """The intervals on validation, as plotly draws them; none has no length."""
+    ends = [point.accuracy_ci95 or (point.accuracy, point.accuracy) for point in points]
+    above = [high - point.accuracy for point, (_, high) in zip(points, ends, strict=True)]
+    below = [point.accuracy - low for point, (low, _) in zip(points, ends, strict=True)]
+    look = {"color": color, "thickness": 1, "width": 0}
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **look}
+
+
 def _hover(front: Front, point: Point) -> str:
     lines = [
         f"<b>trial {point.trial}</b> ({point.label or point.origin}, rung {point.rung})",
@@ -228,5 +279,9 @@ def _hover(front: Front, point: Point) -> str:
         f"MACs {_count(point.macs)}",
     ]
     if point.test_accuracy is not None:
-        lines.insert(3, f"test accuracy {point.test_accuracy:.4f}")
+        lines.insert(3, f"test accuracy {point.test_accuracy:.4f} {_interval(point.test_accuracy_ci95)}".rstrip())
+    if point.within_noise_of is not None:
+        lines.append(f"on test within noise of the smaller trial {point.within_noise_of}")
+    if point.stopped:
+        lines.append("stopped early: the accuracy is an estimate")
     return "<br>".join(lines)

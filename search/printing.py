@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from objectives.retraining import Report, Retrained
     from objectives.verification import Verification
     from search.doctor import Finding
+    from search.explain import Explanation
     from search.front import Front, Point
     from search.overview import Overview
     from search.status import Best, Status
@@ -40,11 +41,33 @@ def show(*parts: "Table | str") -> None:
         console.print(part, soft_wrap=isinstance(part, str))
 
 
+def show_front(front: "Front") -> None:
+    """Print a front: its table, and the sentences that say how far to trust it."""
+    from rich.console import Console
+
+    from search.duels import sentences
+    from search.plot import table
+
+    console = Console()
+    show(table(front, console.width if console.is_terminal else WIDE), *sentences(front))
+
+
+def show_explanation(found: "Explanation") -> None:
+    """Print why sites got their choices: the table, and what it is to be read with."""
+    from rich.console import Console
+
+    from search.explain_plot import lines, table
+
+    console = Console()
+    show(table(found, console.width if console.is_terminal else WIDE), *lines(found))
+
+
 def point_line(point: "Point", front: "Front") -> str:
     """A point in a line."""
     smaller = front.float.bytes / point.bytes
     accuracy = f"accuracy {point.accuracy:.4f} (float {front.float.accuracy:.4f})"
-    return f"trial {point.trial}: {point.bytes:,} bytes, {smaller:.1f}x smaller than the float model, {accuracy}"
+    line = f"trial {point.trial}: {point.bytes:,} bytes, {smaller:.1f}x smaller than the float model, {accuracy}"
+    return f"{line}, an estimate: its evaluation was stopped early" if point.stopped else line
 
 
 def status_lines(status: "Status") -> Iterable[str]:
@@ -52,6 +75,7 @@ def status_lines(status: "Status") -> Iterable[str]:
     told = sum(count for state, count in status.states.items() if state not in ("RUNNING", "WAITING"))
     states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(status.states.items()))
     yield f"study {status.study}: {told} of {status.trials} trials told ({states or 'none yet'})"
+    yield f"ends: {status.ends}"
     yield f"rate: {'not known yet' if status.rate is None else f'{status.rate:.2f} candidates/s'}"
     for best in status.best:
         yield _best_line(best)
@@ -182,6 +206,8 @@ def overview_lines(seen: "Overview") -> Iterable[str]:
     yield f"float model: {seen.float_bytes:,} bytes, {accuracy}, {seen.macs:,.0f} multiply-accumulates"
     smaller = seen.float_bytes / seen.smallest_bytes
     yield f"smallest file in the space: {seen.smallest_bytes:,} bytes, {smaller:.1f}x smaller; coding: {seen.coding}"
+    for one in seen.forecast:
+        yield f"predicted one-shot for 1/{one.share} of the bytes: loss {one.loss:.3g} with {one.bytes:,} bytes"
     groups = sum(bool(site.tied) for site in seen.sites)
     yield f"groups of sites that share one weight: {groups}"
     yield f"space: about 10^{seen.log10_policies:.0f} policies, {seen.axes} axes; scored on {seen.device}"

@@ -1,84 +1,161 @@
-"""Which candidates go on to the next rung, and whose files are kept: decided against a fixed history.
+"""Who goes on to the next rung, what a race must beat, and whose files are kept: judged by a fixed history.
 
-After multi-objective successive halving, Schmucker et al. 2021 (arXiv:2106.12639): a candidate is compared with what
-others reached on the same rung, never with scores of a higher one, which would dry promotion up.
+Multi-objective successive halving with non-dominated ranks, Schmucker et al. 2021 (arXiv:2106.12639), asynchronous as
+there: of the scores on a rung a share goes on, by rank. A candidate is compared with what others reached on the same
+rung, never with scores of a higher one, which would dry promotion up.
 """
 
-from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 
+from objectives.racing import Outcomes, Race
 from objectives.score import RungScore
+from search.ranks import Ranks, Staircase
+
+REFERENCES = 6  # whose outcomes a race is judged with
+CARRIED = 24  # of a rung, that go with a candidate to its worker
+RANKS_WITH_OUTCOMES = 2
 
 
-@dataclass(frozen=True)
-class Staircase:
-    """The best accuracy seen at most so many bytes: bytes and accuracies, both strictly increasing."""
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Outcomes of a score of `bytes`; `first` where it is of rank 1 on its rung."""
 
-    bytes: tuple[int, ...] = ()
-    accuracy: tuple[float, ...] = ()
-
-    def best(self, bytes: int) -> float | None:
-        """The best accuracy of those not larger than `bytes`; None if all are larger."""
-        at = bisect_right(self.bytes, bytes)
-        return self.accuracy[at - 1] if at else None
-
-    def add(self, bytes: int, accuracy: float) -> "Staircase":
-        """The staircase with one more candidate."""
-        best = self.best(bytes)
-        if best is not None and best >= accuracy:
-            return self
-        steps = [(b, a) for b, a in zip(self.bytes, self.accuracy, strict=True) if b < bytes or a > accuracy]
-        steps = sorted([*steps, (bytes, accuracy)])
-        return Staircase(tuple(b for b, _ in steps), tuple(a for _, a in steps))
+    first: bool
+    bytes: int
+    outcomes: Outcomes
 
 
-@dataclass(frozen=True)
-class Promotion:
-    """Says whether a candidate goes on from a rung: on the front of that rung, or within a margin of accuracy of it.
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """The rules for one candidate, as of when it was asked: a judge (see `objectives.judging`).
 
     Attributes:
-        fronts: the staircase of each rung's scores, as visible when the candidate was asked.
-        margin: accuracy it may lack.
-        always: a uniform policy is taken up all rungs, so that it is compared on the same one.
+        bars: of each rung, the scores of which none may dominate a candidate that goes on from there.
+        front: the last scores of all candidates that no other one dominates.
+        references: of each rung.
+        confidence: that of races; None for no races.
+        always: a uniform policy is taken up all rungs in full, so that it is compared on the same one.
     """
 
-    fronts: tuple[Staircase, ...]
-    margin: float
-    always: bool = False
-
-    def __call__(self, rung: int, accuracy: float, bytes: int) -> bool:
-        """Whether a candidate with this score on this rung goes on."""
-        best = self.fronts[rung].best(bytes)
-        return self.always or best is None or accuracy >= best - self.margin
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Says whether a candidate's packed file is kept: nothing told so far dominates it, or it is a uniform policy."""
-
+    bars: tuple[Staircase, ...]
     front: Staircase
+    references: tuple[tuple[Reference, ...], ...]
+    confidence: float | None
     always: bool = False
 
-    def __call__(self, accuracy: float, bytes: int) -> bool:
-        """Whether the file of a candidate with this last score is kept."""
-        best = self.front.best(bytes)
-        return self.always or best is None or accuracy >= best
+    def promote(self, rung: int, accuracy: float, bytes: int) -> bool:
+        """Whether a candidate with this score on this rung goes on."""
+        return self.always or not self.bars[rung].dominates(accuracy, bytes)
+
+    def keep(self, accuracy: float, bytes: int) -> bool:
+        """Whether the packed file of a candidate with this last score is kept: it may be on the front."""
+        return self.always or not self.front.dominates(accuracy, bytes)
+
+    def race(self, rung: int, bytes: int) -> Race | None:
+        """What a candidate of so many bytes must beat to go on from a rung, or, if that is less, to be on the front.
+
+        None where there is nothing to beat or no race.
+        """
+        needed = [self.front.bar(bytes)]
+        if rung < len(self.bars) - 1:
+            needed.append(self.bars[rung].bar(bytes))
+        bars = [bar for bar in needed if bar is not None]
+        if self.always or self.confidence is None or len(bars) < len(needed):
+            return None
+
+        def distance(one: Reference) -> tuple[bool, float, int]:
+            return not one.first, abs(log(one.bytes / bytes)), one.bytes
+
+        nearest = sorted(self.references[rung], key=distance)[:REFERENCES]
+        return Race(min(bars), tuple(one.outcomes for one in nearest), self.confidence)
 
 
 class History:
-    """What a candidate may be judged by: the scores told so far, in the order of their numbers."""
+    """What a candidate may be judged by: the scores told so far, in the order of their numbers.
 
-    def __init__(self, rungs: int, margin: float) -> None:
-        self._fronts = [Staircase() for _ in range(rungs)]
-        self._values = Staircase()
-        self._margin = margin
+    Args:
+        rungs: how many there are.
+        share: of the scores on a rung, how many go on; 1 takes all candidates up all rungs. All of rank 1 go on.
+        confidence: that of races; None for no races.
+    """
 
-    def tell(self, rungs: tuple[RungScore, ...]) -> None:
-        """Add a finished candidate's scores, rung by rung."""
-        for score in rungs:
-            self._fronts[score.rung] = self._fronts[score.rung].add(score.bytes, score.accuracy)
-        self._values = self._values.add(rungs[-1].bytes, rungs[-1].accuracy)
+    def __init__(self, rungs: int, share: float, confidence: float | None) -> None:
+        self._ranks = [Ranks() for _ in range(rungs)]
+        self._values = Ranks()
+        self._outcomes: list[dict[tuple[int, float], Outcomes]] = [{} for _ in range(rungs)]
+        self._share, self._confidence = share, confidence
+        self._told = -1  # the last number
+        self._fair: Judgement | None = None  # until something is told
 
-    def judges(self, *, always: bool) -> tuple[Promotion, Keep]:
-        """The rules for a candidate asked now."""
-        return Promotion(tuple(self._fronts), self._margin, always), Keep(self._values, always)
+    def tell(self, number: int, rungs: Sequence[RungScore], outcomes: Sequence[Outcomes | None], stopped: bool) -> None:
+        """Add a finished candidate's scores, rung by rung.
+
+        Args:
+            number: of its trial.
+            rungs: its scores; the same score of another one counts once.
+            outcomes: of each of these rungs, where there are any.
+            stopped: whether it lost a race on its last rung, so that it is not on the front.
+
+        Raises:
+            ValueError: this trial or a later one was told already.
+        """
+        if number <= self._told:
+            raise ValueError(f"trial {number} told out of turn: the last one was {self._told}")
+        self._told, self._fair = number, None
+        for at, score in enumerate(rungs):
+            ranks = self._ranks[score.rung]
+            ranks.add(score.accuracy, score.bytes)
+            found = outcomes[at] if at < len(outcomes) else None
+            if found is not None and self.keeps_outcomes(score.rung, score.accuracy, score.bytes):
+                self._outcomes[score.rung].setdefault((score.bytes, score.accuracy), found)
+            self._forget(score.rung)
+        if not stopped:
+            self._values.add(rungs[-1].accuracy, rungs[-1].bytes)
+
+    def _forget(self, rung: int) -> None:
+        """Drop outcomes of scores that were pushed to a worse rank."""
+        known = self._outcomes[rung]
+        for size, accuracy in list(known):
+            if self._ranks[rung].rank(accuracy, size) > RANKS_WITH_OUTCOMES:
+                del known[size, accuracy]
+
+    def keeps_outcomes(self, rung: int, accuracy: float, bytes: int) -> bool:
+        """Whether outcomes of such a score may serve as references later: it is of the first ranks of its rung now."""
+        return self._confidence is not None and self._ranks[rung].rank(accuracy, bytes) <= RANKS_WITH_OUTCOMES
+
+    def promotes(self, rung: int, accuracy: float, bytes: int) -> bool:
+        """Whether a candidate with this score on this rung would go on now."""
+        return self._judge().promote(rung, accuracy, bytes)
+
+    def rank(self, rung: int, accuracy: float, bytes: int) -> int:
+        """The rank of a score among those of its rung now."""
+        return self._ranks[rung].rank(accuracy, bytes)
+
+    def judges(self, *, always: bool) -> Judgement:
+        """The rules for a candidate asked now; `always` for a uniform policy."""
+        fair = self._judge()
+        return Judgement(fair.bars, fair.front, (), None, always=True) if always else fair
+
+    def _judge(self) -> Judgement:
+        if self._fair is None:
+            bars = tuple(
+                Staircase() if self._share >= 1 else ranks.of_rank(ranks.last_within(self._share))
+                for ranks in self._ranks
+            )
+            references = tuple(map(self._references, range(len(self._ranks))))
+            self._fair = Judgement(bars, self._values.of_rank(1), references, self._confidence)
+        return self._fair
+
+    def _references(self, rung: int) -> tuple[Reference, ...]:
+        """Some outcomes of a rung: those of rank 1 first, and from small to large without large gaps."""
+        known, ranks = self._outcomes[rung], self._ranks[rung]
+        given = [Reference(ranks.rank(a, size) == 1, size, known[size, a]) for size, a in sorted(known)]
+        first = _spread([one for one in given if one.first], CARRIED)
+        return tuple(first + _spread([one for one in given if not one.first], CARRIED - len(first)))
+
+
+def _spread(given: list[Reference], most: int) -> list[Reference]:
+    """At most so many, evenly taken."""
+    return given if len(given) <= most else [given[at * len(given) // most] for at in range(most)]

@@ -1,4 +1,4 @@
-"""A predicted front before the first trial: for each size, the policy of least summed relative rounding error.
+"""A predicted front before the first trial: for each size, the policy of least summed predicted loss.
 
 A dynamic programme over sites that keeps the non-dominated (bytes, error) states, as AutoRound's AutoScheme and SPDY
 (Frantar & Alistarh 2022, arXiv:2201.13096, section 3) do: one pass gives the policies of all sizes.
@@ -13,13 +13,16 @@ MAX_STATES = 4096  # states kept after each site, spread evenly over log bytes; 
 
 
 def predicted_front(
-    site_bytes: Sequence[Sequence[int]], errors: Sequence[Sequence[float]]
+    site_bytes: Sequence[Sequence[int] | npt.NDArray[np.int64]],
+    errors: Sequence[Sequence[float] | npt.NDArray[np.float64]],
+    most: int = MAX_STATES,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """All non-dominated policies, predicted.
 
     Args:
         site_bytes: for each site, the bytes of each of its choices.
         errors: for each site, the predicted loss of each of its choices.
+        most: states that are kept after each site.
 
     Returns:
         Summed bytes (states,) increasing, summed errors (states,) decreasing, and the choices' indexes (states, sites).
@@ -33,7 +36,7 @@ def predicted_front(
         order = np.lexsort((losses, sums))
         least = np.minimum.accumulate(losses[order])
         fresh = np.concatenate(([True], losses[order][1:] < least[:-1]))
-        kept = _thin(sums, order[fresh])
+        kept = _thin(sums, order[fresh], most)
         steps.append((kept // len(own_bytes), kept % len(own_bytes)))
         total, error = sums[kept], losses[kept]
     state = np.arange(total.size)
@@ -45,15 +48,31 @@ def predicted_front(
     return total, error, chosen
 
 
-def _thin(sums: npt.NDArray[np.int64], kept: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """At most MAX_STATES of the kept states: the last (least loss) of each slice of log bytes, and the smallest."""
-    if kept.size <= MAX_STATES:
+def _thin(sums: npt.NDArray[np.int64], kept: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """At most `most` of the kept states: the last (least loss) of each slice of log bytes, and the smallest."""
+    if kept.size <= most:
         return kept
     logs = np.log(np.maximum(sums[kept], 1))
-    slices = np.floor((logs - logs[0]) / (logs[-1] - logs[0]) * (MAX_STATES - 2)).astype(np.int64)
+    slices = np.floor((logs - logs[0]) / (logs[-1] - logs[0]) * (most - 2)).astype(np.int64)
     last = np.concatenate((slices[1:] != slices[:-1], [True]))
     last[0] = True
     return kept[last]
+
+
+def within(total: npt.NDArray[np.int64], most_bytes: float) -> int:
+    """Index of the state of least predicted loss of at most so many bytes: the shortest answer that a front gives.
+
+    Args:
+        total: bytes of the states, increasing; their losses decrease.
+        most_bytes: of the sites' choices together.
+
+    Raises:
+        ValueError: no state is that small.
+    """
+    reach = int(np.searchsorted(total, most_bytes, side="right"))
+    if reach == 0:
+        raise ValueError(f"no policy has at most {most_bytes:,.0f} bytes; the smallest has {total[0]:,}")
+    return reach - 1
 
 
 def spread(total: npt.NDArray[np.int64], error: npt.NDArray[np.float64], count: int, largest: float) -> list[int]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from search.config import storage_url
 from search.front import pick_study
+from search.goals import ends_words
 from search.lease import Holder, holder
 from search.storage import open_storage
 
@@ -19,7 +20,10 @@ RECENT = 50  # trials that the rate is taken over
 
 @dataclass(frozen=True)
 class Best:
-    """The best accuracy in at most `limit` bytes: the float model's, divided by `share`; trial None if none is."""
+    """The best accuracy in at most `limit` bytes: the float model's, divided by `share`; trial None if none is.
+
+    Trials that a race stopped do not count: their accuracy is an estimate.
+    """
 
     share: int
     limit: int
@@ -34,6 +38,7 @@ class Status:
 
     Attributes:
         trials: how many trials the study shall have.
+        ends: what ends its latest launch, and the sizes that one aims at, in words.
         states: how many trials are in which state.
         rate: candidates that finished in a second, over the latest ones; None before two have.
         best: the best accuracy at some sizes.
@@ -42,6 +47,7 @@ class Status:
 
     study: str
     trials: int
+    ends: str
     states: dict[str, int]
     rate: float | None
     best: tuple[Best, ...]
@@ -70,6 +76,7 @@ def status(study: str | None = None, storage: str | None = None) -> Status:
         return Status(
             study=found.name,
             trials=found.attrs["config"]["budget"]["trials"],
+            ends=ends_words(found.attrs["config"]["budget"]),
             states=dict(Counter(trial.state.name for trial in trials)),
             rate=_rate(trials),
             best=tuple(_best(complete, share, found.attrs["float"]["bytes"] // share) for share in SHARES),
@@ -86,7 +93,7 @@ def _rate(trials: Sequence["FrozenTrial"]) -> float | None:
 
 
 def _best(complete: Sequence["FrozenTrial"], share: int, limit: int) -> Best:
-    fitting = [trial for trial in complete if trial.values[1] <= limit]
+    fitting = [trial for trial in complete if trial.values[1] <= limit and not trial.user_attrs.get("stopped")]
     if not fitting:
         return Best(share, limit)
     best = max(fitting, key=lambda trial: (trial.values[0], -trial.values[1], -trial.number))

@@ -1,9 +1,10 @@
 """A search as an Optuna study: axes as distributions, policies as trials, and what is stored with each."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, Literal, assert_never
 
 import optuna
@@ -11,13 +12,15 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from objectives.racing import Outcomes
 from objectives.score import RungScore, Score
 from search.storage import Storage
+from search.storage.outcomes import decode, encode
 from spaces.errors import StudyError
 from spaces.policy import Policy
 from spaces.space import Axis, Grid, Options, Range, Space
 
-Origin = Literal["uniform", "predicted", "sampler"]
+Origin = Literal["uniform", "predicted", "sampler", "continued"]
 OBJECTIVES = ("accuracy", "bytes")
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 
@@ -79,6 +82,7 @@ class Proposal:
     origin: Origin
     system_attrs: Mapping[str, Any]
     study_attrs: Mapping[str, Any]
+    continues: int | None = None  # the trial of the same policy that it continues
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,25 @@ class Asked:
     rungs: tuple[RungScore, ...]
 
     @property
+    def stopped(self) -> bool:
+        """Whether a race stopped its last evaluation."""
+        return bool(self.attrs.get("stopped", False))
+
+    @property
     def origin(self) -> Origin:
         """Who proposed it."""
         origin: Origin = self.attrs["origin"]
         return origin
+
+    @property
+    def continues(self) -> int | None:
+        """The trial of the same policy that it continues, if it does."""
+        return self.attrs.get("continues")
+
+    @property
+    def repeat_of(self) -> int | None:
+        """The trial of the same policy whose score it was given, if it was."""
+        return self.attrs.get("repeat_of")
 
 
 class Trials:
@@ -123,6 +142,8 @@ class Trials:
                 f"trials {late} were told before trial {self.told}: this study was not written by one driver"
             )
         self._first: dict[str, int] = {}
+        storage.make_outcomes(study_id, anew=not self.told)
+        self._outcomes = storage.load_outcomes(study_id)
 
     @property
     def count(self) -> int:
@@ -132,18 +153,35 @@ class Trials:
     def __getitem__(self, number: int) -> Asked:
         return self._trials[number]
 
+    @property
+    def asked(self) -> Sequence[Asked]:
+        """All of them."""
+        return self._trials
+
     def finished(self) -> Iterator[Asked]:
         """Those that were told, in order."""
         return iter(self._trials[: self.told])
 
     def first_with(self, number: int) -> int:
-        """The first trial with the same policy as this one; itself, where it is the first."""
+        """The first trial with the same policy as this one; itself, where it is the first or continues that."""
+        if self._trials[number].continues is not None:
+            return number
         return self._first.setdefault(self._trials[number].attrs["digest"], number)
+
+    def outcomes(self, number: int) -> tuple[Outcomes | None, ...]:
+        """What was kept of a told trial's outcomes, rung by rung, as it is stored."""
+        kept = self._outcomes.get(number, {})
+        return tuple(kept.get(score.rung) for score in self._trials[number].rungs) if kept else ()
+
+    def forget_outcomes(self, number: int) -> None:
+        """Let go of a trial's outcomes in memory: whoever needs them has them."""
+        self._outcomes.pop(number, None)
 
     def start(self, proposal: Proposal, distributions: Mapping[str, BaseDistribution], prefix: str) -> Asked:
         """Store a proposal as the next, running trial; what the sampler wants remembered goes with it."""
         number = self.count
-        attrs = {"origin": proposal.origin, "digest": proposal.policy.digest}
+        continues = {} if proposal.continues is None else {"continues": proposal.continues}
+        attrs = {"origin": proposal.origin, "digest": proposal.policy.digest, **continues}
         study_attrs = {prefix + key: value for key, value in proposal.study_attrs.items()}
         trial_id = self._storage.start_trial(
             self._study_id, number, proposal.params, distributions, attrs, proposal.system_attrs, study_attrs
@@ -152,17 +190,33 @@ class Trials:
         self._trials.append(asked)
         return asked
 
-    def complete(self, score: Score, where: Mapping[str, Any]) -> Asked:
-        """Tell the next trial's score."""
+    def complete(self, score: Score, where: Mapping[str, Any], kept: Container[int] = ()) -> Asked:
+        """Tell the next trial's score.
+
+        Args:
+            score: of the trial.
+            where: further attributes, such as the host that scored it.
+            kept: the rungs whose outcomes are stored, where there are any.
+        """
         attrs = {
             "macs": score.macs,
             "rung": score.rung,
             "rungs": [asdict(rung) for rung in score.rungs],
             "ci95": score.ci95,
             "artifact": score.artifact,
+            "samples": score.rungs[-1].samples,
+            "validation_loss": score.rungs[-1].validation_loss,
+            "forwards": sum(rung.forwards for rung in score.rungs),
+            "backwards": sum(rung.backwards for rung in score.rungs),
+            **({"stopped": True} if score.stopped else {}),
             **where,
         }
-        return self._tell((score.accuracy, float(score.bytes)), score.rungs, attrs)
+        found = {
+            rung.rung: decode(*encode(one))
+            for rung, one in zip(score.rungs, score.outcomes, strict=False)
+            if one is not None and rung.rung in kept
+        }
+        return self._tell((score.accuracy, float(score.bytes)), score.rungs, attrs, found)
 
     def fail(self, reason: str, where: Mapping[str, Any]) -> Asked:
         """Tell that the next trial failed, and why."""
@@ -175,11 +229,16 @@ class Trials:
         return self._tell(same.values, same.rungs, {**kept, "repeat_of": number})
 
     def _tell(
-        self, values: tuple[float, float] | None, rungs: tuple[RungScore, ...], attrs: Mapping[str, Any]
+        self,
+        values: tuple[float, float] | None,
+        rungs: tuple[RungScore, ...],
+        attrs: Mapping[str, Any],
+        outcomes: Mapping[int, Outcomes] = MappingProxyType({}),
     ) -> Asked:
         asked = self._trials[self.told]
         state = TrialState.FAIL if values is None else TrialState.COMPLETE
-        self._storage.finish_trial(asked.trial_id, state, values, attrs)
+        self._storage.finish_trial(asked.trial_id, state, values, attrs, outcomes=outcomes)
+        self._outcomes[asked.number] = dict(outcomes)
         told = Asked(
             asked.number,
             asked.trial_id,
@@ -206,6 +265,11 @@ def _asked(trial: FrozenTrial) -> Asked:
             "study of its own (key study)"
         )
     values = (trial.values[0], trial.values[1]) if trial.state is TrialState.COMPLETE else None
-    rungs = tuple(RungScore(**rung) for rung in trial.user_attrs.get("rungs", ()))
+    try:
+        rungs = tuple(RungScore(**rung) for rung in trial.user_attrs.get("rungs", ()))
+    except TypeError as error:
+        raise StudyError(
+            f"trial {trial.number} was told by an earlier version of Slimfront: search again under another name"
+        ) from error
     told = trial.state is not TrialState.RUNNING
     return Asked(trial.number, trial._trial_id, trial.params, trial.system_attrs, trial.user_attrs, told, values, rungs)

@@ -10,9 +10,11 @@ from typing import Protocol
 
 from compress.files import artifact_path
 from compress.layer import Cost
+from objectives.accuracy import Accuracy
 from objectives.failures import sorted_failures
-from objectives.score import Score, Scorer
-from search.rungs import Keep, Promotion
+from objectives.judging import Judge
+from objectives.score import RungScore, Score, Scorer
+from search.prices import Sensing, prices
 from spaces.errors import CandidateError, RetryableError, SlimfrontError
 from spaces.policy import Choice, Policy
 
@@ -22,12 +24,18 @@ BATCH = 2**26  # weights of one site that are compressed together, all its choic
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """Score a policy; `number` is its trial."""
+    """Score a policy; `number` is its trial.
+
+    `start` are the scores that it takes over from the trial that it continues.
+
+    Its judge is pickled with it, and with the judge the outcomes that races are judged against: Ray puts what is large
+    into its object store by itself.
+    """
 
     number: int
     policy: Policy
-    promotion: Promotion
-    keep: Keep
+    judge: Judge
+    start: tuple[RungScore, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,15 +55,17 @@ class LayerTask:
         policy: which model, with which channels and blocks cut out; its choices do not matter.
         site: its name.
         choices: what to compress it at.
+        sensing: how closely to look at what each choice costs in loss; None does not look.
     """
 
     number: int
     policy: Policy
     site: str
     choices: tuple[Choice, ...]
+    sensing: Sensing | None = None
 
     def run(self, scorer: Scorer) -> list[Cost]:
-        """Have the layers in the layer database; what they cost.
+        """Have the layers in the layer database; what they cost, `Price` each where that is looked at.
 
         Raises:
             CandidateError: a choice does not fit the site, or it cannot be compressed.
@@ -71,7 +81,10 @@ class LayerTask:
         database, cut = scorer.models.database(self.policy.model), variant.cuts.get(self.site)
         most = max(1, BATCH // site.size)
         batches = [self.choices[start : start + most] for start in range(0, len(self.choices), most)]
-        return [cost for batch in batches for cost in database.costs(site, batch, cut)]
+        costs = [cost for batch in batches for cost in database.costs(site, batch, cut)]
+        if self.sensing is None:
+            return costs
+        return [*prices(scorer, self.policy, self.site, self.choices, costs, self.sensing)]
 
     def insist(self, scorer: Scorer) -> list[Cost]:
         """`run` with up to RETRIES further tries, as a pool has it done.
@@ -90,11 +103,11 @@ class LayerTask:
 
 @dataclass(frozen=True)
 class Result:
-    """What came back: a score, a test accuracy, costs, or the reason why there is none; and where it was made."""
+    """What came back: a score, one on the test split, costs, or the reason why there is none; and where it was made."""
 
     number: int
     score: Score | None = None
-    test_accuracy: float | None = None
+    test: Accuracy | None = None
     costs: tuple[Cost, ...] | None = None
     error: str | None = None
     seconds: float = 0.0
@@ -114,12 +127,12 @@ def run(scorer: Scorer, cache: Path, task: Task) -> Result:
     host = socket.gethostname()
     try:
         match task:
-            case ScoreTask(number, policy, promotion, keep):
-                score = scorer.score(policy, promotion, keep)
+            case ScoreTask(number, policy, judge, start):
+                score = scorer.score(policy, judge, start)
                 return Result(number, score=score, seconds=time.perf_counter() - clock, host=host)
             case TestTask(number, artifact):
                 test = scorer.score_file(artifact_path(cache, artifact), "test")
-                return Result(number, test_accuracy=test.value, seconds=time.perf_counter() - clock, host=host)
+                return Result(number, test=test, seconds=time.perf_counter() - clock, host=host)
             case LayerTask(number):
                 costs = tuple(task.run(scorer))
                 return Result(number, costs=costs, seconds=time.perf_counter() - clock, host=host)

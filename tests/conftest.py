@@ -32,3 +32,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     assert not launch(tiny(folder)).interrupted
     return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed_front(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with our own sampler."""
+    from search.loop import launch
+    from tests.searches import FRONT, tiny
+
+    folder = tmp_path_factory.mktemp("undisturbed-front")
+    assert not launch(tiny(folder, sampler=FRONT)).interrupted
+    return folder

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from compress.files import artifact_path
 from objectives.evaluation import Evaluation, teach
+from objectives.judging import FixedJudge
 from objectives.score import Scorer
 from objectives.workload import Workload, load_workload
 from search.config_sections import BudgetConfig, SamplerConfig, SpaceConfig
@@ -110,7 +111,7 @@ def search(folder: Path, trials: int = 8, *, space: dict[str, Any] | None = None
     """Search the workload for a moment, in this process."""
     given = {"bits": (3, 8), "ratios": (0.0, 0.5), "students": False, **(space or {})}
     settings = {"workload": ENTRY, "space": SpaceConfig(**given), "budget": BudgetConfig(trials=trials)}
-    settings["sampler"] = SamplerConfig(options={"population_size": 4}, uniform=2, predicted=trials // 2)
+    settings["sampler"] = SamplerConfig(name="nsga2", options={"population_size": 4}, uniform=2, predicted=trials // 2)
     launch(tiny_search(folder, **{**settings, "coding": "packed", **changed}))
     points = sorted(front(storage=url_of(folder)).complete, key=lambda one: one.trial)
     return Found(policy_files(points, storage=url_of(folder)), folder / "cache")
@@ -148,7 +149,7 @@ def scored(folder: Path, policies: Sequence[Policy], study: str = "deep", **chan
     whole = scorer.float_score()
     files = []
     for number, one in enumerate(policies):
-        score = scorer.score(one, lambda *_: False, lambda *_: True)
+        score = scorer.score(one, FixedJudge(0))
         assert score.artifact is not None
         test = scorer.score_file(artifact_path(evaluation.cache, score.artifact), "test").value
         files.append(

@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 from objectives.evaluation import Evaluation, teach
+from objectives.racing import Race
 from objectives.score import Scorer
 from objectives.workload import LoadedWorkload
 from spaces.policy import (
@@ -53,20 +54,18 @@ def coarse() -> Policy:
 
 
 class Until:
-    """Promotes up to a rung, and remembers what it was asked."""
+    """A judge that promotes up to a rung, keeps all files or none, and remembers what it was asked to promote."""
 
-    def __init__(self, last: int) -> None:
-        self.last = last
+    def __init__(self, last: int, *, kept: bool = True) -> None:
+        self.last, self.kept = last, kept
         self.asked: list[tuple[int, float, int]] = []
 
-    def __call__(self, rung: int, accuracy: float, bytes: int) -> bool:
+    def promote(self, rung: int, accuracy: float, bytes: int) -> bool:
         self.asked.append((rung, accuracy, bytes))
         return rung < self.last
 
+    def keep(self, accuracy: float, bytes: int) -> bool:
+        return self.kept
 
-def always(accuracy: float, bytes: int) -> bool:
-    return True
-
-
-def never(accuracy: float, bytes: int) -> bool:
-    return False
+    def race(self, rung: int, bytes: int) -> Race | None:
+        return None

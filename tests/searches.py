@@ -13,6 +13,8 @@ from search.storage import open_storage
 
 STUDY = "tiny"
 TRIALS = 24
+NSGA2 = SamplerConfig(name="nsga2", options={"population_size": 6}, uniform=3, predicted=4)
+FRONT = SamplerConfig(uniform=3, predicted=4)
 
 
 def url_of(folder: Path) -> str:
@@ -25,11 +27,12 @@ def tiny(folder: Path, trials: int = TRIALS, **changed: Any) -> Config:
         "study": STUDY,
         "workload": "tests.tiny:workload",
         "space": SpaceConfig(bits=(2, 4, 6), ratios=(0.0, 0.6, 0.9)),
-        "distillation": DistillationConfig(steps=(6, 18), batch_size=32, learning_rate=0.02, margin=0.0),
-        "sampler": SamplerConfig(options={"population_size": 6}, uniform=3, predicted=4),
+        "distillation": DistillationConfig(steps=(6, 18), batch_size=32, learning_rate=0.02, share=0.0),
+        "sampler": NSGA2,
         "budget": BudgetConfig(trials=trials),
         "workers": 0,
         "window": 4,
+        "chunk": 25,
         "storage": url_of(folder),
         "cache": str(folder / "cache"),
     }
@@ -79,3 +82,30 @@ def attrs_of(store: Path | str) -> dict[str, Any]:
     """The study's own attributes."""
     with closing(open_storage(store if isinstance(store, str) else url_of(store), create=False)) as storage:
         return dict(storage.get_study_user_attrs(storage.get_study_id_from_name(STUDY)))
+
+
+def outcomes_of(store: Path | str) -> dict[tuple[int, int], tuple[bytes, bytes]]:
+    """The outcomes that are stored, by trial and rung: values and losses."""
+    with closing(open_storage(store if isinstance(store, str) else url_of(store), create=False)) as storage:
+        found = storage.load_outcomes(storage.get_study_id_from_name(STUDY))
+    return {
+        (number, rung): (one.values.tobytes(), one.losses.tobytes())
+        for number, rungs in sorted(found.items())
+        for rung, one in sorted(rungs.items())
+    }
+
+
+def untell(folder: Path, left: int) -> None:
+    """Make the last trials what a driver that was killed leaves: asked, and not told."""
+    with closing(open_storage(url_of(folder), create=False)) as storage:
+        ids = [trial._trial_id for trial in storage.load_trials(storage.get_study_id_from_name(STUDY))[-left:]]
+        with storage.transaction("forgetting", write=True) as connection:
+            for trial_id in ids:
+                connection.exec_driver_sql(f"delete from trial_values where trial_id = {trial_id}")
+                connection.exec_driver_sql(
+                    f"delete from trial_user_attributes where trial_id = {trial_id} "
+                    "and key not in ('origin', 'digest', 'continues')"
+                )
+                connection.exec_driver_sql(
+                    f"update trials set state = 'RUNNING', datetime_complete = null where trial_id = {trial_id}"
+                )

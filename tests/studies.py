@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import TrialState
 
+from objectives.judging import FixedJudge
 from objectives.score import Score
 from search.candidates import Prepared, prepare
 from search.config import Config
@@ -35,6 +35,7 @@ class Told:
     origin: str = "sampler"
     ci95: tuple[float, float] | None = None
     artifact: str | None = None
+    stopped: bool = False
 
     def attrs(self) -> dict[str, Any]:
         """What the loop stores with it when it is told."""
@@ -42,7 +43,8 @@ class Told:
             {"rung": i, "accuracy": accuracy, "bytes": size, "macs": 1000.0, "loss": 0.1, "seconds": 0.01}
             for i, (accuracy, size) in enumerate(self.rungs)
         ]
-        return {"macs": 1000.0, "rung": len(rungs) - 1, "rungs": rungs, "ci95": self.ci95, "artifact": self.artifact}
+        attrs = {"macs": 1000.0, "rung": len(rungs) - 1, "rungs": rungs, "ci95": self.ci95, "artifact": self.artifact}
+        return {**attrs, "stopped": True} if self.stopped else attrs
 
 
 def describe(config: Config, space: Space, **changed: Any) -> dict[str, Any]:
@@ -121,14 +123,6 @@ class DigitsStudy:
     scores: Sequence[Score]
 
 
-def _below(end: int, rung: int, accuracy: float, size: int) -> bool:
-    return rung < end
-
-
-def _yes(answer: bool, accuracy: float, size: int) -> bool:
-    return answer
-
-
 def score_digits(folder: Path) -> DigitsStudy:
     """Score a few policies of digits, trained for 4 steps at most, into `folder`/digits.db and `folder`/cache."""
     config = Config(
@@ -171,7 +165,7 @@ def score_digits(folder: Path) -> DigitsStudy:
         for number, (origin, policy) in enumerate(prepared.first):
             trial_id = _start(storage, study_id, number, prepared.space, policy, origin)
             until = number % 3  # rungs 0, 1 and 2 are all reached
-            score = prepared.scorer.score(policy, partial(_below, until), partial(_yes, number > 0))
+            score = prepared.scorer.score(policy, FixedJudge(until, kept=number > 0))
             if score.artifact is not None:
                 path = prepared.evaluation.cache / "artifacts" / f"{score.artifact}.safetensors"
                 tests[str(number)] = prepared.scorer.score_file(path, "test").value

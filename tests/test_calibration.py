@@ -1,5 +1,6 @@
 """Corrections on calibration data: against what they are by hand, and each kept only where it helps."""
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import count
@@ -9,8 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.calibration import BatchNormStatistics, BiasCorrection, batchnorms, correct, reestimate_batchnorm
-from compress.inputs import call, chunks, outputs
+from compress.calibration import (
+    BatchNormStatistics,
+    BiasCorrection,
+    Correction,
+    DistanceToTeacher,
+    batchnorms,
+    correct,
+    reestimate_batchnorm,
+)
+from compress.distillation import OutputKind, soft_loss
+from compress.inputs import call, chunks, metered, outputs
 from compress.sites import find_sites
 from tests.models import digest, random_tensor, subject
 
@@ -123,14 +133,9 @@ INPUTS = random_tensor(24, 2, 8, 8, seed=7) + 1
 ANEW = BatchNormStatistics(INPUTS, 8)
 
 
-def distance(reference: nn.Module) -> Callable[[nn.Module], float]:
+def distance(reference: nn.Module) -> DistanceToTeacher:
     """The loss as the search takes it: the distance to the float model's outputs."""
-    target = outputs(reference, INPUTS, 8)
-
-    def loss(model: nn.Module) -> float:
-        return float((outputs(model, INPUTS, 8) - target).square().mean())
-
-    return loss
+    return DistanceToTeacher(INPUTS, outputs(reference, INPUTS, 8), "values", 8)
 
 
 class Order(nn.Sequential):
@@ -185,9 +190,9 @@ class TestBatchNorm:
 
     @pytest.mark.parametrize("now", [1.0, float("nan"), float("inf")])
     def test_an_equal_loss_or_none_at_all_changes_nothing(self, now: float) -> None:
-        model, answers = subject("convolutions").model, iter([1.0, now])
+        model, answers = subject("convolutions").model, iter([now, 1.0])  # with new statistics, and without
         before = digest(model)
-        assert correct(model, [ANEW], lambda _: next(answers)) == 1.0
+        assert correct(model, [ANEW], lambda *_: next(answers)) == 1.0
         assert digest(model) == before
 
     def test_without_batchnorm_the_loss_is_taken_once(self) -> None:
@@ -195,7 +200,7 @@ class TestBatchNorm:
         model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
         nothing = BiasCorrection(find_sites(model), {})
         assert (
-            correct(model, [nothing, BatchNormStatistics(random_tensor(4, 3), 2)], lambda _: float(next(calls))) == 1.0
+            correct(model, [nothing, BatchNormStatistics(random_tensor(4, 3), 2)], lambda *_: float(next(calls))) == 1.0
         )
         assert next(calls) == 2
 
@@ -305,11 +310,77 @@ class TestEach:
     def test_what_is_undone_is_restored_to_the_bit(self) -> None:
         for name in ("convolutions", "tied"):
             model = subject(name).model
-            before, losses = digest(model), iter([1.0, *[2.0] * 9])
+            before, losses = digest(model), iter([2.0, 1.0, 2.0] if name == "convolutions" else [1.0])
             sites = find_sites(model)
             shifts = {site.name: torch.full((site.channels,), 1e-3) for site in sites}
-            assert correct(model, [BiasCorrection(sites, shifts), ANEW], lambda _, left=losses: next(left)) == 1.0  # type: ignore[misc]
+            assert correct(model, [BiasCorrection(sites, shifts), ANEW], lambda *_, left=losses: next(left)) == 1.0
             assert digest(model) == before
+
+
+class TestDistance:
+    """The loss on calibration data, of all samples or of as many as are enough to know."""
+
+    @pytest.mark.parametrize("kind", ["logits", "values"])
+    def test_it_is_the_soft_loss_unless_that_is_more_than_enough(self, kind: OutputKind) -> None:
+        model = subject("convolutions").model
+        teacher = random_tensor(24, 3, seed=9)
+        loss = DistanceToTeacher(INPUTS, teacher, kind, 8)
+        whole = loss(model)
+        assert whole == float(soft_loss(outputs(model, INPUTS, 8), teacher, 1.0, kind))
+        for enough, expected, samples in ((whole, whole, 24), (2 * whole, whole, 24), (0.0, math.inf, 8)):
+            with metered(model) as meter:
+                assert loss(model, enough) == expected
+            assert meter.samples == samples
+
+    def test_one_that_is_no_number_is_looked_at_to_the_end(self) -> None:
+        layer = nn.Linear(128, 3)
+        model = nn.Sequential(nn.Flatten(), layer)
+        with torch.no_grad():
+            layer.weight.fill_(math.nan)
+        assert math.isnan(DistanceToTeacher(INPUTS, random_tensor(24, 3), "logits", 8)(model, 0.0))
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_corrections_are_those_that_full_losses_would_make(self, seed: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        one, other = subject("convolutions").model, subject("convolutions").model
+        loss = distance(one)
+        with torch.no_grad():
+            for a, b in zip(one.parameters(), other.parameters(), strict=True):
+                a.mul_(1 - torch.rand((), generator=draw))
+                b.copy_(a)
+            first, *others = [Turn(float(torch.randn((), generator=draw))) for _ in range(3)]
+            turns: list[Correction] = [first, ANEW, *others]
+            best = loss(other)
+            for turn in turns:
+                before = {key: tensor.clone() for key, tensor in other.state_dict().items()}
+                turn(other)
+                if (now := loss(other)) < best:
+                    best = now
+                else:
+                    other.load_state_dict(before)
+        with metered(one) as meter:
+            assert correct(one, turns, loss) == best
+        assert all(torch.equal(tensor, other.state_dict()[key]) for key, tensor in one.state_dict().items())
+        assert meter.samples < 6 * 24  # five losses and one pass for statistics
+
+
+def test_samples_that_go_through_a_model_are_counted() -> None:
+    model = subject("convolutions").model
+    with metered(model) as outer:
+        outputs(model, INPUTS, 7)
+        with metered(model) as inner:
+            call(model, INPUTS[:3])
+    call(model, INPUTS)
+    assert (outer.samples, inner.samples) == (27, 3)
+
+    class Named(nn.Module):
+        def forward(self, *, mask: Tensor) -> Tensor:
+            return mask
+
+    named = Named()
+    with metered(named) as meter:
+        call(named, {"mask": torch.zeros(5, 2)})
+    assert meter.samples == 5
 
 
 def test_chunks_are_always_cut_the_same_way() -> None:

@@ -10,6 +10,7 @@ import torch
 from search.candidates import Checked, Prepared, check, prepare
 from search.config import Config
 from search.config_sections import CacheConfig, DistillationConfig, RuleConfig, SamplerConfig, SpaceConfig
+from search.samplers.loss_model import Features, unlearned
 from spaces.errors import ConfigError, WorkloadError
 from spaces.policy import Policy
 from tests import tiny as workloads
@@ -48,13 +49,19 @@ def test_the_predicted_policies_are_the_least_wrong_of_their_size(tmp_path: Path
     database, whole = prepared.scorer.models.database(None), prepared.scorer.models.member(None).whole
     found = {site.name: site for site in whole.sites}
     choices = [site.choices() for site in checked.space.sites]
+    model = unlearned(Features(prepared.tables))
+    losses = [
+        dict(zip(own, predicted, strict=True))
+        for own, predicted in zip(choices, model.costs(0, model.weights()), strict=True)
+    ]
     known = {}
     for one in itertools.product(*choices):
         costs = [database.cost(found[name], choice) for name, choice in zip(SITES, one, strict=True)]
-        known[one] = sum(cost.bytes for cost in costs), sum(cost.error for cost in costs)
+        loss = sum(own[choice] for own, choice in zip(losses, one, strict=True))
+        known[one] = sum(cost.bytes for cost in costs), loss
     for _, policy in prepared.first:
-        size, error = known[tuple(policy.sites[name] for name in SITES)]
-        assert all(e >= error - 1e-12 or b > size for b, e in known.values())
+        size, least = known[tuple(policy.sites[name] for name in SITES)]
+        assert all(loss >= least - 1e-12 or bytes > size for bytes, loss in known.values())
         checked.space.params(policy)  # raises where it is not in the space
     assert prepared.smallest_bytes == whole.layout.file_bytes(min(size for size, _ in known.values()))
     assert len(prepared.first) > 5
@@ -71,13 +78,13 @@ def test_it_is_the_same_every_time_and_the_seed_only_draws_temperatures(tmp_path
         assert origin == "predicted" or policy.distillation.temperature == pytest.approx((low * high) ** 0.5)
 
 
-def test_nothing_but_compressed_layers_is_written(tmp_path: Path) -> None:
+def test_nothing_but_compressed_layers_and_their_sensitivities_is_written(tmp_path: Path) -> None:
     config = tiny(tmp_path)
     checked = check(config)
     assert list(tmp_path.iterdir()) == []
     prepare(config, checked)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["layers"]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["layers", "sensitivities"]
     without = tiny(tmp_path / "without", cache=CacheConfig(folder=str(tmp_path / "without"), max_bytes=0))
     prepare(without)
     assert not (tmp_path / "without").exists()
@@ -89,6 +96,7 @@ def test_what_is_found_in_the_cache_is_what_would_be_made(tmp_path: Path) -> Non
     alone = prepare(tiny(tmp_path, cache=CacheConfig(folder=str(tmp_path), max_bytes=0)))
     assert first.first == found.first == alone.first
     assert first.smallest_bytes == found.smallest_bytes == alone.smallest_bytes
+    assert first.sensitivities == found.sensitivities == alone.sensitivities
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The command line: a project from its first file to a verified model, and how each command ends."""
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,21 @@ class TestFromNewToVerify:
         for best in found["best"]:
             fitting = [point.accuracy for point in complete if point.bytes <= best["limit"]]
             assert best["accuracy"] == max(fitting, default=None)
+
+    def test_explain_says_why_of_a_trial_and_of_its_policy(
+        self, demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        store = ("--storage", demo.storage)
+        found = json.loads(run("explain", "demo", "--json", *store).out)
+        assert [len(site["losses"]) for site in found["sites"]] == [4] * 4
+        assert all(site["saved"] > 0 for site in found["sites"])
+        assert found["forwards"] > 0
+        assert run("export", "demo", *store).code == 0  # the knee, too
+        assert json.loads(run("explain", "policy.json", "--json", *store).out) == found
+        shown = run("explain", "demo", "--plot", "sites.html", *store)
+        assert (shown.code, shown.err) == (0, "wrote sites.html\n")
+        assert (tmp_path / "sites.html").stat().st_size > 0
 
     def test_inspect_counts_what_the_model_has(self, demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(demo.folder)
@@ -284,3 +301,58 @@ class TestProcesses:
         assert "Traceback" not in err
         assert "the same command goes on where it was" in err
         assert status("tiny", url).driver is None
+
+
+class TestGoals:
+    @pytest.fixture
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """Where `tiny.yaml` is, and commands run."""
+        (tmp_path / "tiny.yaml").write_text(
+            "study: tiny\nworkload: tests.tiny:workload\nworkers: 0\ncache: cache\n"
+            "space: {bits: [2, 8], channels: [0.5]}\ndistillation: {steps: []}\n"
+            "sampler: {name: random, uniform: 2, predicted: 2}\n"
+        )
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            ("--until tomorrow", 'budget.until (from --until): given "tomorrow", allowed a time such as "18:00"'),
+            ("--until 2020-02-02T20:20", "budget.until: given '2020-02-02T20:20', which has passed (it is 20"),
+            ("--patience 0", "budget.patience.candidates (from --patience): given 0, allowed 1 or more"),
+            ("--focus 120kB..40kB", 'budget.focus (from --focus): given "120kB..40kB", allowed [low, high] in bytes'),
+            ("--focus 40..120kB", "with both units"),
+            ("--timeout soon", 'budget.timeout (from --timeout): given "soon"'),
+        ],
+    )
+    def test_what_is_none_is_refused(self, folder: Path, words: str, message: str) -> None:
+        assert message in refused(run("launch", "tiny.yaml", *words.split()), 2)
+        assert [file.name for file in folder.iterdir()] == ["tiny.yaml"]
+
+    def test_a_focus_without_files_is_refused_with_the_range_there_is(self, folder: Path) -> None:
+        message = refused(run("launch", "tiny.yaml", "--focus", "1B..2B"), 2)
+        assert "budget.focus: given 1..2 bytes" in message
+        assert "give a range that overlaps" in message
+        assert not (folder / "slimfront.db").exists()
+
+    def test_they_end_the_search_and_status_says_so(self, folder: Path) -> None:
+        goals = ("--until", "2099-12-31T23:59", "--patience", "3", "--focus", "700B..2kB")
+        ended = run("launch", "tiny.yaml", "--trials", "60", *goals, "--set", "budget.patience.growth=1.0")
+        assert ended.code == 0, ended.err
+        found = json.loads(run("status", "--json").out)
+        assert found["states"] == {"COMPLETE": 4 + 3 + 8}  # the first ones, patience, a window
+        assert found["ends"] == (
+            "after 60 trials, or at 2099-12-31T23:59, or when the front's hypervolume has not grown by more than 1 in "
+            "3 candidates; it aims at 700 to 2,000 bytes"
+        )
+        assert "has not grown by more than 1 in 3 candidates: the study ends with 15 trials" in ended.err
+
+    def test_time_that_was_up_before_the_first_candidate_is_said(self, folder: Path) -> None:
+        (folder / "late.py").write_text(
+            "import time\nfrom tests import tiny\ndef workload():\n    time.sleep(3)\n    return tiny.workload()\n"
+        )
+        importlib.import_module("search.loop")  # takes seconds the first time
+        until = datetime.now(UTC) + timedelta(seconds=2.5)
+        ended = run("launch", "tiny.yaml", "--until", until.isoformat(), "--set", "workload=late.py:workload")
+        assert "no trial has completed; the time was up before: give it more" in refused(ended, 1)

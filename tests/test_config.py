@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from search.config import Config, difference, load_config, storage_url
 from search.config_errors import shown
-from search.config_sections import CacheConfig, DistillationConfig, PenaltyConfig, SpaceConfig
+from search.config_sections import CacheConfig, DistillationConfig, PatienceConfig, PenaltyConfig, SpaceConfig
 from spaces.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -79,16 +79,24 @@ def test_only_study_and_workload_are_needed_and_the_rest_has_defaults(tmp_path: 
             "penalty": None,
             "cache_bytes": 10**9,
             "student_steps": 600,
-            "margin": 0.02,
+            "share": 0.33,
         },
+        "racing": {"confidence": 0.95},
         "objectives": ["accuracy", "bytes"],
-        "sampler": {"name": "nsga2", "options": {}, "uniform": 10, "predicted": 30},
-        "budget": {"trials": 120, "timeout": None},
+        "sampler": {
+            "name": "front",
+            "options": {},
+            "uniform": 10,
+            "predicted": 30,
+            "samples": 16,
+            "measured": 12,
+        },
+        "budget": {"trials": 120, "timeout": None, "until": None, "patience": None, "focus": None},
         "workers": 2,
         "threads": 1,
         "seed": 0,
         "window": 8,
-        "chunk": 200,
+        "chunk": 100,
         "coding": None,
         "cache": {"folder": None, "max_bytes": 2 * 10**9},
         "device": "auto",
@@ -110,6 +118,15 @@ def test_what_prunes_nothing_at_a_ratio_is_a_ratio_of_zero(prune: str, tmp_path:
     assert config.space.ratios == (0.0,)
     assert SpaceConfig(prune=config.space.prune) == config.space
     assert read(tmp_path, f"space: {{prune: [{prune}, unstructured]}}").space.ratios == SpaceConfig().ratios
+
+
+def test_no_confidence_is_no_races(tmp_path: Path) -> None:
+    assert read(tmp_path, "racing: {confidence: 0.9}").racing.confidence == 0.9
+    for text in ("racing: null", "racing: {confidence: null}", "racing:"):
+        assert read(tmp_path, text).racing.confidence is None
+    for wrong in ("0.5", "1", "95"):
+        with pytest.raises(ConfigError, match=r"racing\.confidence: given"):
+            read(tmp_path, f"racing: {{confidence: {wrong}}}")
 
 
 def test_a_pattern_is_no_number_in_base_60(tmp_path: Path) -> None:
@@ -159,6 +176,42 @@ def test_the_coding_is_the_configs_else_the_targets(text: str, coding: str, tmp_
 def test_a_timeout_is_kept_in_seconds(text: str, seconds: float, tmp_path: Path) -> None:
     assert read(tmp_path, f"budget: {{timeout: {text}}}").budget.timeout == seconds
     assert read(tmp_path, timeout=text).budget.timeout == seconds
+
+
+@pytest.mark.parametrize("text", ["18:00", "6:30", "2026-12-24 18:00", "2026-12-24T18:00:00+01:00", "00:00"])
+def test_a_time_to_end_is_kept_as_it_is(text: str, tmp_path: Path) -> None:
+    assert read(tmp_path, f"budget: {{until: '{text}'}}").budget.until == text
+    if text.count(":") == 1:  # with seconds and a date YAML has a type of its own, and says that quotes are missing
+        assert read(tmp_path, f"budget:\n  until: {text}").budget.until == text  # no number in base 60
+    assert read(tmp_path, until=text).budget.until == text
+
+
+def test_patience_is_a_section_that_the_command_line_makes(tmp_path: Path) -> None:
+    assert read(tmp_path, "budget: {patience: {}}").budget.patience == PatienceConfig(candidates=40, growth=0.001)
+    text = "budget: {patience: {candidates: 9, growth: 0}}"
+    assert read(tmp_path, text).budget.patience == PatienceConfig(candidates=9, growth=0)
+    assert read(tmp_path, text, patience=30).budget.patience == PatienceConfig(candidates=30, growth=0)
+    assert read(tmp_path, text, "budget.patience=null").budget.patience is None
+    for nothing in ("", "budget: {patience: null}", "budget:"):
+        assert read(tmp_path, nothing, patience=30).budget.patience == PatienceConfig(candidates=30)
+
+
+@pytest.mark.parametrize(
+    ("text", "focus"),
+    [
+        ("[40000, 120000]", (40_000, 120_000)),
+        ("40kB..120kB", (40_000, 120_000)),
+        ("40 kB .. 0.12 MB", (40_000, 120_000)),
+        ("1KiB..2KiB", (1024, 2048)),
+        ("40000..120000", (40_000, 120_000)),
+        ("[0, 120kB]", (0, 120_000)),
+        ("null", None),
+    ],
+)
+def test_a_focus_is_a_range_of_bytes(text: str, focus: tuple[int, int] | None, tmp_path: Path) -> None:
+    assert read(tmp_path, f"budget: {{focus: {text}}}").budget.focus == focus
+    if ".." in text:
+        assert read(tmp_path, "budget: {focus: [1, 2]}", focus=text).budget.focus == focus
 
 
 def test_set_changes_keys_and_makes_sections(tmp_path: Path) -> None:
@@ -254,6 +307,9 @@ def test_the_fingerprint_is_what_determines_the_search(tmp_path: Path) -> None:
         "storage: mysql://h/d\ncache: {folder: here, max_bytes: 0}",
         trials=1,
         timeout=5,
+        until="18:00",
+        patience=3,
+        focus="1kB..2kB",
         workers=7,
         storage="sqlite:///x.db",
     )
@@ -268,6 +324,7 @@ def test_the_fingerprint_is_what_determines_the_search(tmp_path: Path) -> None:
         "window=9",
         "threads=2",
         "chunk=7",
+        "racing.confidence=0.9",
         "device=cpu",
         "sampler.uniform=0",
         "coding=packed",
@@ -304,7 +361,7 @@ def test_every_key_is_described_in_the_json_schema() -> None:
     schema = Config.model_json_schema()
     json.dumps(schema)
     sections = {"Config": schema, **schema["$defs"]}
-    assert len(sections) == 8
+    assert len(sections) == 10
     for name, section in sections.items():
         assert section["additionalProperties"] is False, name
         assert section["description"], name

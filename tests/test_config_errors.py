@@ -151,38 +151,13 @@ BROKEN = {
     "coding unknown": ("coding: zip", "coding", '"zip"', "packed | entropy or null"),
     "exclude no list": ("space: {exclude: 'fc*'}", "space.exclude", '"fc*"', "a list, each a glob"),
     "rule without sites": ("space: {rules: [{bits: [4]}]}", "space.rules[0].sites", "nothing", "a glob"),
-    "rule that is empty": (
-        "space: {rules: [{sites: fc}]}",
-        "space.rules[0]",
-        '{"sites": "fc"}',
-        "at least one",
-    ),
-    "rule with wrong bits": (
-        "space: {rules: [{sites: fc, bits: [1]}]}",
-        "space.rules[0].bits[0]",
-        "1",
-        "2 to 8",
-    ),
+    "rule that is empty": ("space: {rules: [{sites: fc}]}", "space.rules[0]", '{"sites": "fc"}', "at least one"),
+    "rule with wrong bits": ("space: {rules: [{sites: fc, bits: [1]}]}", "space.rules[0].bits[0]", "1", "2 to 8"),
     "section left empty": ("space:", "space", "null (nothing)", "keys and values (activation_bits, "),
-    "section a number": ("budget: 3", "budget", "3", "keys and values (timeout, trials)"),
-    "temperature no range": (
-        "distillation: {temperature: 4}",
-        "distillation.temperature",
-        "4",
-        "[low, high]",
-    ),
-    "temperature of zero": (
-        "distillation: {temperature: [0, 4]}",
-        "distillation.temperature[0]",
-        "0",
-        "more than 0",
-    ),
-    "alpha backwards": (
-        "distillation: {alpha: [1, 0]}",
-        "distillation.alpha",
-        "[1, 0]",
-        "lower number first",
-    ),
+    "section a number": ("budget: 3", "budget", "3", "keys and values (focus, patience, timeout, "),
+    "temperature no range": ("distillation: {temperature: 4}", "distillation.temperature", "4", "[low, high]"),
+    "temperature of zero": ("distillation: {temperature: [0, 4]}", "distillation.temperature[0]", "0", "more than 0"),
+    "alpha backwards": ("distillation: {alpha: [1, 0]}", "distillation.alpha", "[1, 0]", "lower number first"),
     "alpha too large": ("distillation: {alpha: [0, 2]}", "distillation.alpha[1]", "2", "0 to 1"),
     "learning rate as text": (
         "distillation: {learning_rate: 1e-3}",
@@ -197,18 +172,9 @@ BROKEN = {
         "more than 0 and up to 1",
     ),
     "batch of zero": ("distillation: {batch_size: 0}", "distillation.batch_size", "0", "1 or more"),
-    "steps that stand still": (
-        "distillation: {steps: [9, 9]}",
-        "distillation.steps",
-        "[9, 9]",
-        "that increase",
-    ),
-    "margin infinite": (
-        "distillation: {margin: .inf}",
-        "distillation.margin",
-        "Infinity",
-        "a finite number 0",
-    ),
+    "steps that stand still": ("distillation: {steps: [9, 9]}", "distillation.steps", "[9, 9]", "that increase"),
+    "share too large": ("distillation: {share: 1.5}", "distillation.share", "1.5", "0 to 1"),
+    "share infinite": ("distillation: {share: .inf}", "distillation.share", "Infinity", "a finite number 0 to 1"),
     "objectives reversed": (
         "objectives: [bytes, accuracy]",
         "objectives",
@@ -222,6 +188,24 @@ BROKEN = {
     "no trials": ("budget: {trials: 0}", "budget.trials", "0", "1 or more"),
     "timeout in days": ("budget: {timeout: 3d}", "budget.timeout", '"3d"', '"90s", "30m" or "2h"'),
     "timeout of zero": ("budget: {timeout: 0m}", "budget.timeout", "0.0", "more than 0 seconds"),
+    "until no time": ("budget: {until: soon}", "budget.until", '"soon"', 'a time such as "18:00"'),
+    "until in no day": ("budget: {until: '24:00'}", "budget.until", '"24:00"', 'a time such as "18:00"'),
+    "until a number": ("budget: {until: 18}", "budget.until", "18", '"2026-12-24 18:00"'),
+    "until a date": ("budget: {until: '2026-12-24'}", "budget.until", '"2026-12-24"', "a date and time such as"),
+    "until before time": ("budget: {until: '0001-01-01 00:00'}", "budget.until", '"0001', "a date and time such as"),
+    "patience a number": ("budget: {patience: 40}", "budget.patience", "40", "keys and values (candidates, growth)"),
+    "patience of zero": ("budget: {patience: {candidates: 0}}", "budget.patience.candidates", "0", "1 or more"),
+    "patience with shrinking": ("budget: {patience: {growth: -0.1}}", "budget.patience.growth", "-0.1", "0 to 1"),
+    "focus one size": ("budget: {focus: 40kB}", "budget.focus", '"40kB"', "[low, high] in bytes"),
+    "focus a number": ("budget: {focus: 3}", "budget.focus", "3", "40kB..120kB"),
+    "focus of three": ("budget: {focus: [1, 2, 3]}", "budget.focus", "[1, 2, 3]", "[low, high] in bytes"),
+    "focus backwards": ("budget: {focus: 120kB..40kB}", "budget.focus", '"120kB..40kB"', "low below high"),
+    "focus of no width": ("budget: {focus: [9, 9]}", "budget.focus", "[9, 9]", "low below high"),
+    "focus with half a unit": ("budget: {focus: 40..120kB}", "budget.focus", '"40..120kB"', "with both units"),
+    "focus of no sizes": ("budget: {focus: small..large}", "budget.focus", '"small..large"', "40kB..120kB"),
+    "focus of fractions": ("budget: {focus: [0.5, 9]}", "budget.focus", "[0.5, 9]", "[low, high] in bytes"),
+    "focus beyond all files": (f"budget: {{focus: [1, {2**63}]}}", "budget.focus", f"[1, {2**63}]", "[low, high]"),
+    "focus negative": ("budget: {focus: [-1, 9]}", "budget.focus", "[-1, 9]", "[low, high] in bytes"),
     "workers negative": ("workers: -1", "workers", "-1", "0 or more"),
     "threads of zero": ("threads: 0", "threads", "0", "1 or more"),
     "seed too large": (f"seed: {2**63}", "seed", str(2**63), f"0 to {2**63 - 1}"),
@@ -265,7 +249,8 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
             "  seed: given twice (lines 5 and 6), allowed once",
             '  --set: given "chunk", allowed KEY=VALUE such as space.bits=[4, 8]',
             "  space.bits[1]: given 9, allowed 2 to 8",
-            "  sampler.nane: unknown key, did you mean sampler.name? (allowed: name, options, predicted, uniform)",
+            "  sampler.nane: unknown key, did you mean sampler.name? "
+            "(allowed: measured, name, options, predicted, samples, uniform)",
             "  budget.trials (from --trials): given 0, allowed 1 or more",
             "  seed: given -1, allowed 0 to 9223372036854775807",
             "  window (from --set): given 0, allowed 1 or more",
@@ -281,7 +266,10 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         ("trial: 9", "trial: unknown key, did you mean budget.trials?"),
         ("Seed: 9", "Seed: unknown key, did you mean seed?"),
         ("distillation: {learning-rate: 1}", "unknown key, did you mean distillation.learning_rate?"),
-        ("budget: {seed: 1}", "budget.seed: unknown key, did you mean seed? (allowed: timeout, trials)"),
+        (
+            "budget: {seed: 1}",
+            "budget.seed: unknown key, did you mean seed? (allowed: focus, patience, timeout, trials, until)",
+        ),
         ("space: {rules: [{site: a, bits: [4]}]}", "did you mean space.rules[0].sites?"),
         ("bits: [4]", "bits: unknown key, did you mean space.bits or space.rules[].bits?"),
         ("patterns: [2:4]", "patterns: unknown key, did you mean space.patterns or space.rules[].patterns?"),
@@ -321,8 +309,7 @@ def test_what_is_no_yaml_is_said_with_file_line_and_column(text: str, where: str
 
 
 @pytest.mark.parametrize(
-    ("text", "given"),
-    [("", "an empty file"), ("# only this\n", "an empty file"), ("- 1", "[1]"), ("a", '"a"')],
+    ("text", "given"), [("", "an empty file"), ("# only this\n", "an empty file"), ("- 1", "[1]"), ("a", '"a"')]
 )
 def test_the_top_has_keys_and_values(text: str, given: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
@@ -355,6 +342,7 @@ def test_a_missing_file_names_the_near_ones(tmp_path: Path, monkeypatch: pytest.
         ("seed=[1", "--set seed: not valid YAML at line"),
         ("sampler.options={a: 1, a: 2}", "--set sampler.options.a: given twice"),
         ("study.x=1", "study.x (from --set): given a key below study, which is no section"),
+        ("budget.patience=40", "budget.patience (from --set): given 40, allowed keys and values (candidates, growth)"),
         ("window.x=1", 'window (from --set): given {"x": 1}, allowed a whole number 1 or more'),
     ],
 )

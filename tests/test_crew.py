@@ -71,6 +71,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepare(family(tmp_path_factory.mktemp("alone")))
 
 
+def bits(prepared: Prepared) -> list[tuple[str, bytes, bytes]]:
+    """The tables of a sampler: bytes and losses of the choices of each site."""
+    return [(s.name, s.bytes.tobytes(), s.losses.tobytes()) for table in prepared.tables for s in table.sites]
+
+
 @pytest.fixture
 def crews() -> Iterator[list[Crew]]:
     """Those that are to be closed."""
@@ -92,15 +97,16 @@ class TestBuild:
         here: list[int] = []
 
         def build(scorer: Scorer, tasks: Sequence[LayerTask]) -> list[list[Cost]]:
-            noted = [Noted(task.number, task.policy, task.site, task.choices, here) for task in tasks]
-            costs = crew.build(scorer, noted)
-            assert costs == build_here(alone.scorer, tasks)
+            costs = crew.build(scorer, [Noted(task, here) for task in tasks])
+            assert repr(costs) == repr(build_here(alone.scorer, tasks))  # to the last bit, and NaN where it is NaN
             return costs
 
         prepared = prepare(config, build=build)
         assert here == list(range(by_driver))
         assert prepared.first == alone.first
         assert prepared.smallest_bytes == alone.smallest_bytes
+        assert prepared.sensitivities == alone.sensitivities
+        assert bits(prepared) == bits(alone)
 
     def test_costs_are_the_same_where_nothing_is_kept_on_disk(
         self, alone: Prepared, crews: list[Crew], tmp_path: Path
@@ -151,8 +157,8 @@ class TestFailures:
 class Noted(LayerTask):
     """Says so when the driver runs it; what is sent to a worker notes it there."""
 
-    def __init__(self, number: int, policy: Policy, site: str, choices: tuple[Choice, ...], here: list[int]) -> None:
-        super().__init__(number, policy, site, choices)
+    def __init__(self, task: LayerTask, here: list[int]) -> None:
+        super().__init__(task.number, task.policy, task.site, task.choices, task.sensing)
         object.__setattr__(self, "here", here)
 
     def run(self, scorer: Scorer) -> list[Cost]:

@@ -13,7 +13,7 @@ from compress.onnx import run
 from objectives.accuracy import accuracy
 from objectives.deployment import deploy
 from objectives.evaluation import Evaluation, teach
-from objectives.judging import JUDGED
+from objectives.judging import JUDGED, FixedJudge
 from objectives.score import Scorer
 from objectives.serving import load
 from objectives.workload import load_workload
@@ -94,7 +94,7 @@ def test_a_trained_digits_policy_with_fewer_channels_scores_the_same(tmp_path: P
         channel_pruning=ChannelPruning(multiple=8),
         distillation=Distillation(temperature=4, alpha=0.7, learning_rate=0.003, batch_size=64),
     )
-    score = scorer.score(policy, lambda *_: True, lambda *_: True)
+    score = scorer.score(policy, FixedJudge())
     packed, path = artifact_path(tmp_path, str(score.artifact)), tmp_path / "model.onnx"
     made = deploy(packed, path)
     assert set(made.stored.values()) == {"uint8"}

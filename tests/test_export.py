@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from compress.files import artifact_path
-from search.export import SelectionError, apply, parse_size, policy_file, policy_files, select, write_policy
+from search.export import SelectionError, apply, policy_file, policy_files, select, write_policy
 from search.front import Front, front, pick_study
 from search.storage import open_storage
 from spaces.errors import ArtifactError, ConfigError, StudyError
@@ -32,32 +32,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> DigitsStudy:
 @pytest.fixture(scope="module")
 def policies(study: DigitsStudy) -> list[PolicyFile]:
     return policy_files(sorted(front(storage=study.url).complete, key=lambda one: one.trial), storage=study.url)
-
-
-class TestSizes:
-    @pytest.mark.parametrize(
-        ("text", "size"),
-        [
-            ("31240", 31_240),
-            ("1.2MB", 1_200_000),
-            ("500kB", 500_000),
-            ("500 KB", 500_000),
-            ("30KiB", 30_720),
-            ("1MiB", 1_048_576),
-            ("2gib", 2 * 2**30),
-            (" .5 GB ", 500_000_000),
-            ("0.0015kB", 1),
-            ("1.1MB", 1_100_000),
-            ("64 b", 64),
-        ],
-    )
-    def test_they_are_read(self, text: str, size: int) -> None:
-        assert parse_size(text) == size
-
-    @pytest.mark.parametrize("text", ["", "MB", "-1MB", "1e6", "1.2.3", "0", "0.5", "12 bits", "1M", "nan", "¹kB"])
-    def test_what_is_no_size_is_refused(self, text: str) -> None:
-        with pytest.raises(ConfigError, match="500kB"):
-            parse_size(text)
 
 
 class TestSelect:
@@ -119,6 +93,13 @@ class TestSelect:
         for asked in questions:
             with pytest.raises(SelectionError, match=r"no finished trial|none has finished"):
                 select(empty, **asked)
+
+    def test_a_trial_that_was_stopped_is_refused(self, found: Front) -> None:
+        stopped = replace(found, complete=tuple(replace(one, stopped=one.trial == 5) for one in found.complete))
+        assert select(stopped, trial=1).trial == 1
+        with pytest.raises(SelectionError, match="trial 5 was stopped early: its accuracy is an estimate") as caught:
+            select(stopped, trial=5)
+        assert "export a member of the front" in str(caught.value)
 
     @pytest.mark.parametrize(
         "asked",

@@ -1,20 +1,23 @@
 """The front of a study in a store: its points, its JSON, what it says of the uniform policies, and what it refuses."""
 
 import json
+import random
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 
-from search.front import beaten_sentence, beaten_uniform, front, pick_study
-from search.pareto import Box, hypervolume
+from search.duels import sentences
+from search.front import front, pick_study
+from search.pareto import Box, hypervolume, knee, pareto
 from search.plot import plot, table
 from search.storage import open_storage
 from spaces.errors import ConfigError, StudyError
-from tests.studies import CONFIG, SPACE, describe, write_made_up, write_study
+from tests.studies import CONFIG, MADE_UP, MIXED, SPACE, Told, describe, write_made_up, write_study
 
 
 @pytest.fixture
@@ -46,8 +49,9 @@ class TestFrontOfAStore:
 
     def test_its_json_has_the_keys_that_the_design_names(self, url: str) -> None:
         document = json.loads(json.dumps(front("made-up", url).document(), allow_nan=False))
-        assert set(document["float"]) == {"bytes", "accuracy", "accuracy_ci95", "test_accuracy", "macs"}
-        point = {"trial", "bytes", "accuracy", "accuracy_ci95", "test_accuracy", "macs", "rung", "rungs", "origin"}
+        scores = {"bytes", "accuracy", "accuracy_ci95", "test_accuracy", "test_accuracy_ci95", "macs"}
+        assert set(document["float"]) == scores
+        point = {*scores, "trial", "rung", "rungs", "origin", "within_noise_of", "samples", "stopped"}
         assert all(point <= set(one) for one in document["points"] + document["uniform"])
         assert [one["trial"] for one in document["points"]] == [2, 4, 1, 3]
         assert [one["trial"] for one in document["uniform"]] == [2, 1, 0]
@@ -58,24 +62,21 @@ class TestFrontOfAStore:
         }
         assert document["knee"] == 3
         assert document["unbeaten_uniform"] == [1]
+        assert document["unbeaten_uniform_on_test"] is None  # trial 2 was not scored there
+        assert (document["stopped"], document["passes"]) == (0, {"forwards": 0, "backwards": 0})
 
-    def test_it_says_which_uniform_policies_the_search_did_not_beat(self, url: str) -> None:
-        found = front("made-up", url)
-        assert [(duel.uniform.trial, duel.by and duel.by.trial) for duel in beaten_uniform(found)] == [
-            (1, None),
-            (0, 3),
-        ]
-        assert beaten_sentence(found).startswith("not beaten: uniform 4 bits (trial 1); 1 of 2")
-        easy = replace(found, uniform=found.uniform[2:])
-        assert beaten_sentence(easy).startswith("every uniform policy within 3 points of the float model is beaten")
-        assert beaten_sentence(replace(found, uniform=())).startswith("no uniform policy is within 3 points")
-
-    def test_a_candidate_that_was_trained_longer_is_compared_as_it_was_on_the_rung(self, url: str) -> None:
-        found = front("made-up", url)
-        one_shot = replace(found.uniform[1], rung=0, accuracy=0.96)  # trial 4 has 0.80 there, not 0.95
-        trained = replace(found.points[1], accuracy=0.97, rungs=({**found.points[1].rungs[0]}, {"rung": 1}))
-        duels = beaten_uniform(replace(found, uniform=(one_shot,), complete=(trained,)))
-        assert duels[0].by is None
+    def test_it_has_intervals_and_marks_on_the_test_split(self, tmp_path: Path) -> None:
+        url = f"sqlite:///{tmp_path}/new.db"
+        test = {str(trial): {"accuracy": 0.9, "ci95": [0.8, 0.95]} for trial in (1, 2, 3)}
+        attrs = describe(CONFIG, SPACE, test={**test, "4": {"accuracy": 0.9, "ci95": None}})
+        write_study(url, "new", attrs | {"within_noise": {"2": None, "4": 2, "1": None, "3": 4}}, SPACE, MADE_UP)
+        found = front("new", url)
+        assert [point.within_noise_of for point in found.points] == [None, 2, None, 4]
+        assert [point.test_accuracy_ci95 for point in found.points] == [(0.8, 0.95), None, (0.8, 0.95), (0.8, 0.95)]
+        assert {point.test_accuracy for point in found.points} == {0.9}
+        assert found.compared
+        write_study(url, "changed", attrs | {"within_noise": {"2": None, "4": 2, "1": None}}, SPACE, MADE_UP)
+        assert not front("changed", url).compared
 
     def test_without_a_name_it_is_the_only_study(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SLIMFRONT_STORAGE", url)
@@ -89,7 +90,8 @@ class TestFrontOfAStore:
         empty = front("new", url)
         assert empty.points == empty.uniform == () == empty.complete
         assert (empty.hypervolume, empty.document()["knee"]) == (0, None)
-        assert beaten_sentence(empty).startswith("no uniform policy")
+        assert list(sentences(empty)) == ["no uniform policy is within 3 points of the float model"]
+        assert empty.document()["unbeaten_uniform_on_test"] is None
         with pytest.raises(ConfigError, match="no finished trial"):
             plot(empty, Path("front.png"))
         assert table(empty).row_count == 1
@@ -135,3 +137,67 @@ class TestFrontOfAStore:
             [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment
         )
         assert (done.stdout, done.stderr, done.returncode) == ("4\n", "", 0)
+
+
+@dataclass(frozen=True)
+class Raced(Told):
+    """A trial that a race may have stopped."""
+
+    stopped: bool = False
+    cost: int = 300
+
+    def attrs(self) -> dict[str, Any]:
+        stopped = {"stopped": True, "samples": self.cost // 3} if self.stopped else {}
+        made = super().attrs()
+        rungs = [{**rung, "forwards": self.cost, "backwards": 10 * rung["rung"]} for rung in made["rungs"]]
+        return {**made, **stopped, "rungs": rungs}
+
+
+def race(draw: random.Random, trials: int) -> list[Raced]:
+    """Random candidates, of which those that a smaller one beats are mostly stopped, with an estimate cut below it."""
+    told: list[Raced] = []
+    for _ in range(trials):
+        size = draw.randrange(10_000, 200_000)
+        accuracy = min(0.98, 0.5 + size / 400_000 + draw.uniform(-0.3, 0.1))
+        threshold = max((one.rungs[-1][0] for one in told if one.rungs[-1][1] <= size), default=0.0)
+        if accuracy < threshold and draw.random() < 0.8:
+            lucky = min(accuracy + draw.uniform(-0.1, 0.3), threshold - 0.001)  # of the samples seen
+            told.append(Raced(MIXED, [(lucky, size)], stopped=True, cost=draw.randrange(100)))
+        else:
+            told.append(Raced(MIXED, [(accuracy, size)], cost=300))
+    return told
+
+
+class TestStoppedTrials:
+    @pytest.mark.parametrize("seed", range(4))
+    def test_they_change_neither_the_front_nor_its_knee(self, tmp_path: Path, seed: int) -> None:
+        url, told = f"sqlite:///{tmp_path}/raced.db", race(random.Random(seed), 40)
+        write_study(url, "raced", describe(CONFIG, SPACE), SPACE, told)
+        found = front("raced", url)
+        full = [point for point in found.complete if not point.stopped]
+        assert 5 < len(full) < 35
+        assert len(found.complete) == 40
+        best = pareto(full)
+        assert list(found.points) == best
+        assert found.hypervolume == hypervolume(full, found.reference)
+        deployed = [point for point in best if point.accuracy >= 0.93]
+        assert found.knee == knee(deployed or best)
+        document = found.document()
+        assert document["stopped"] == 40 - len(full)
+        assert document["passes"] == {"forwards": sum(one.cost for one in told), "backwards": 0}
+        assert document["states"] == {"COMPLETE": 40}
+        assert all(point.samples == told[point.trial].cost // 3 for point in found.complete if point.stopped)
+        assert all(point.samples is None for point in full)
+
+    def test_a_repeated_policy_costs_nothing(self, tmp_path: Path) -> None:
+        url = f"sqlite:///{tmp_path}/repeated.db"
+        told = [Raced(MIXED, [(0.8, 1000), (0.9, 1100)]), Repeated(MIXED, [(0.8, 1000), (0.9, 1100)])]
+        write_study(url, "repeated", describe(CONFIG, SPACE), SPACE, told)
+        assert front("repeated", url).passes == {"forwards": 600, "backwards": 10}
+
+
+class Repeated(Raced):
+    """The same policy again."""
+
+    def attrs(self) -> dict[str, Any]:
+        return {**super().attrs(), "repeat_of": 0}

@@ -53,7 +53,7 @@ class Failing(LayerTask):
 
 
 def failing(error: Callable[[], Exception], times: int = 100) -> Failing:
-    return Failing(0, Policy(sites={}), "second", CHOICES, error, times, ([],))
+    return Failing(0, Policy(sites={}), "second", CHOICES, None, error, times, ([],))
 
 
 @pytest.fixture

@@ -6,16 +6,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
+from objectives.racing import typical_loss
 from search.config_sections import BudgetConfig, DistillationConfig, SamplerConfig, SpaceConfig
 from search.loop import launch
 from search.pareto import pareto
-from search.storage import open_storage
 from tests import tiny as workloads
 from tests.postgres import fresh_database
-from tests.searches import STUDY, TRIALS, Row, attrs_of, rows_of, tiny, trials_of, url_of
+from tests.searches import STUDY, TRIALS, Row, attrs_of, outcomes_of, rows_of, tiny, trials_of, untell, url_of
+
+slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +84,72 @@ class TestTrials:
         assert attrs["smallest_bytes"] <= min(row.rungs[0]["bytes"] for row in rows_of(undisturbed))
 
 
+class TestRaces:
+    def test_some_evaluations_are_stopped(self, whole: list[Row]) -> None:
+        stopped = [row for row in whole if row.attrs.get("stopped")]
+        assert 3 <= len(stopped) < TRIALS - 7
+        assert all(row.attrs["origin"] != "uniform" for row in stopped)
+        for row in stopped:
+            last = row.rungs[-1]
+            assert last["samples"] == row.attrs["samples"] < 150
+            assert last["samples"] % 25 == 0
+            assert (row.state, row.attrs["artifact"]) == ("COMPLETE", None)
+            low, high = row.attrs["ci95"]
+            assert low <= high
+            assert all(rung["samples"] == 150 for rung in row.rungs[:-1])
+
+    def test_all_others_are_evaluated_in_full(self, whole: list[Row]) -> None:
+        full = [row for row in whole if not row.attrs.get("stopped")]
+        assert all(rung["samples"] == 150 for row in full for rung in row.rungs)
+        assert all("stopped" not in row.attrs for row in full)
+
+    def test_what_was_stopped_is_beaten_by_what_was_told_before(self, whole: list[Row]) -> None:
+        for row in whole:
+            if row.attrs.get("stopped"):
+                seen = [one.values for one in whole[: row.number - 3] if not one.attrs.get("stopped")]
+                assert any(a > row.values[0] and size <= row.values[1] for a, size in seen)
+
+    def test_nothing_that_was_stopped_is_on_the_front(self, undisturbed: Path, whole: list[Row]) -> None:
+        front = {point.trial for point in launch(tiny(undisturbed)).front.points}
+        assert front
+        assert not front & {row.number for row in whole if row.attrs.get("stopped")}
+
+    def test_work_is_counted(self, whole: list[Row]) -> None:
+        for row in whole:
+            if "repeat_of" not in row.attrs:
+                assert row.attrs["forwards"] == sum(rung["forwards"] for rung in row.rungs)
+                assert row.attrs["backwards"] == sum(rung["backwards"] for rung in row.rungs)
+                assert row.attrs["backwards"] == 32 * {0: 0, 1: 6, 2: 18}[row.attrs["rung"]]
+                assert row.attrs["validation_loss"] == row.rungs[-1]["validation_loss"] >= 0
+
+    def test_outcomes_are_kept_of_some_that_were_seen_in_full(self, undisturbed: Path, whole: list[Row]) -> None:
+        kept = outcomes_of(undisturbed)
+        assert kept
+        for (number, rung), (values, losses) in kept.items():
+            assert whole[number].rungs[rung]["samples"] == 150
+            assert np.frombuffer(values, np.float32).mean() == pytest.approx(whole[number].rungs[rung]["accuracy"])
+            loss = typical_loss(np.frombuffer(losses, np.float32))  # of losses rounded to float16
+            assert loss == pytest.approx(whole[number].rungs[rung]["validation_loss"], rel=1e-2)
+
+    def test_without_races_all_is_seen_and_nothing_kept(self, tmp_path: Path, whole: list[Row]) -> None:
+        launch(tiny(tmp_path, racing=None))
+        rows = rows_of(tmp_path)
+        assert all(rung["samples"] == 150 for row in rows for rung in row.rungs)
+        assert outcomes_of(tmp_path) == {}
+        assert [row.rungs[0] for row in rows[:3]] == [row.rungs[0] for row in whole[:3]]
+        spent = [sum(rung["forwards"] for row in found for rung in row.rungs) for found in (rows, whole)]
+        assert spent[1] < spent[0]
+
+
 class TestTheSameAgain:
     def test_another_run(self, tmp_path: Path, undisturbed: Path, whole: list[Row]) -> None:
         launch(tiny(tmp_path))
         assert rows_of(tmp_path) == whole
         assert same_study(tmp_path, undisturbed)
 
-    @pytest.mark.parametrize("steps", [(10,), (1, 2, 3, 7, 8), (20,)])
+    @pytest.mark.parametrize(
+        "steps", [pytest.param((10,), marks=slow), (1, 2, 3, 7, 8), pytest.param((20,), marks=slow)]
+    )
     def test_in_several_launches(
         self, tmp_path: Path, undisturbed: Path, whole: list[Row], steps: Sequence[int]
     ) -> None:
@@ -96,29 +158,22 @@ class TestTheSameAgain:
             assert rows_of(tmp_path) == whole[:trials]
         launch(tiny(tmp_path))
         assert rows_of(tmp_path) == whole
+        assert outcomes_of(tmp_path) == outcomes_of(undisturbed)
         assert {**attrs_of(tmp_path)["test"], **attrs_of(undisturbed)["test"]} == attrs_of(tmp_path)["test"]
 
-    @pytest.mark.parametrize("left", [1, 3, 4])
-    def test_with_trials_that_were_asked_and_not_told(self, tmp_path: Path, whole: list[Row], left: int) -> None:
+    @pytest.mark.parametrize("left", [pytest.param(1, marks=slow), 3, pytest.param(4, marks=slow)])
+    def test_with_trials_that_were_asked_and_not_told(
+        self, tmp_path: Path, undisturbed: Path, whole: list[Row], left: int
+    ) -> None:
         """A driver that is killed leaves up to a window of them."""
         launch(tiny(tmp_path, 12))
-        storage = open_storage(url_of(tmp_path), create=False)
-        with storage.transaction("forgetting", write=True) as connection:
-            ids = [trial._trial_id for trial in storage.load_trials(storage.get_study_id_from_name(STUDY))[-left:]]
-            for trial_id in ids:
-                connection.exec_driver_sql(f"delete from trial_values where trial_id = {trial_id}")
-                connection.exec_driver_sql(
-                    f"delete from trial_user_attributes where trial_id = {trial_id} and key not in ('origin', 'digest')"
-                )
-                connection.exec_driver_sql(
-                    f"update trials set state = 'RUNNING', datetime_complete = null where trial_id = {trial_id}"
-                )
-        storage.close()
+        untell(tmp_path, left)
         assert [row.state for row in rows_of(tmp_path)] == ["COMPLETE"] * (12 - left) + ["RUNNING"] * left
         launch(tiny(tmp_path, 12))
         assert rows_of(tmp_path) == whole[:12]
         launch(tiny(tmp_path))
         assert rows_of(tmp_path) == whole
+        assert outcomes_of(tmp_path) == outcomes_of(undisturbed)
 
     def test_fewer_trials_than_there_are_is_no_work(self, tmp_path: Path, whole: list[Row]) -> None:
         launch(tiny(tmp_path, 6))
@@ -137,7 +192,14 @@ class TestTheSameAgain:
         launch(tiny(tmp_path))
         assert rows_of(tmp_path) == whole
 
-    @pytest.mark.parametrize("sampler", ["tpe", "random", "optuna.samplers.NSGAIIISampler"])
+    @pytest.mark.parametrize(
+        "sampler",
+        [
+            "front",
+            "tpe",
+            *(pytest.param(name, marks=slow) for name in ("random", "optuna.samplers.NSGAIIISampler")),
+        ],
+    )
     def test_with_another_sampler(self, tmp_path: Path, sampler: str) -> None:
         settings = SamplerConfig(name=sampler, uniform=2, predicted=2)
         for folder, budgets in ((tmp_path / "a", [16]), (tmp_path / "b", [7, 16])):
@@ -146,11 +208,12 @@ class TestTheSameAgain:
                 launch(tiny(folder, trials, sampler=settings))
         assert rows_of(tmp_path / "a") == rows_of(tmp_path / "b")
 
-    def test_in_postgresql(self, tmp_path: Path, whole: list[Row]) -> None:
+    def test_in_postgresql(self, tmp_path: Path, undisturbed: Path, whole: list[Row]) -> None:
         url = fresh_database()
         for trials in (9, TRIALS):
             launch(tiny(tmp_path, trials, storage=url))
         assert rows_of(url) == whole
+        assert outcomes_of(url) == outcomes_of(undisturbed)
         assert "://" not in str(attrs_of(url))  # where the store is, and its password, are nobody's business
 
     def test_another_seed_or_window_is_another_search(self, tmp_path: Path, whole: list[Row]) -> None:

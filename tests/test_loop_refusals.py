@@ -42,7 +42,7 @@ class TestChanged:
         [
             ({"seed": 1}, "seed: stored 0, given 1"),
             ({"window": 5}, "window: stored 4, given 5"),
-            ({"chunk": 100}, "chunk: stored 200, given 100"),
+            ({"chunk": 50}, "chunk: stored 25, given 50"),
             ({"threads": 2}, "threads: stored 1, given 2"),
             ({"space": SpaceConfig(bits=(2, 4), ratios=(0.0, 0.6, 0.9))}, "space.bits: stored [2, 4, 6], given [2, 4]"),
             ({"distillation": DistillationConfig(steps=(6, 18))}, "distillation.batch_size: stored 32, given 64"),
@@ -155,7 +155,8 @@ def test_a_search_that_cannot_start_writes_nothing(
     assert words in str(caught.value)
     assert "secret" not in str(caught.value)
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert [file for file in files if "layers" not in file.parts] == []  # layers are found again by whoever starts next
+    found_again = {"layers", "sensitivities"}  # by whoever starts next, under hashes of what they were made of
+    assert [file for file in files if not found_again & set(file.parts)] == []
     assert "storage" in change or list(tmp_path.iterdir()) == []
 
 

@@ -7,18 +7,32 @@ import ray
 
 from search.loop import launch
 from spaces.errors import StudyError
-from tests.searches import attrs_of, rows_of, tiny
+from tests.searches import FRONT, attrs_of, outcomes_of, rows_of, tiny
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_workers_change_nothing(local_ray: None, tmp_path: Path, undisturbed: Path, workers: int) -> None:
     result = launch(tiny(tmp_path, workers=workers))
     assert rows_of(tmp_path) == rows_of(undisturbed)
-    assert attrs_of(tmp_path)["test"] == attrs_of(undisturbed)["test"]
+    assert any(row.attrs.get("stopped") for row in rows_of(tmp_path))
+    assert outcomes_of(tmp_path) == outcomes_of(undisturbed)
+    for key in ("test", "sensitivities"):
+        assert attrs_of(tmp_path)[key] == attrs_of(undisturbed)[key]
     for point in result.front.points:
         path = Path("cache", "artifacts", f"{point.artifact}.safetensors")
         assert (tmp_path / path).read_bytes() == (undisturbed / path).read_bytes()
     assert ray.is_initialized()  # it was not started by the launch
+
+
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_they_change_nothing_for_our_sampler(
+    local_ray: None, tmp_path: Path, undisturbed_front: Path, workers: int
+) -> None:
+    launch(tiny(tmp_path, sampler=FRONT, workers=workers))
+    assert rows_of(tmp_path) == rows_of(undisturbed_front)
+    assert outcomes_of(tmp_path) == outcomes_of(undisturbed_front)
+    for key in ("test", "sensitivities"):
+        assert attrs_of(tmp_path)[key] == attrs_of(undisturbed_front)[key]
 
 
 @pytest.mark.slow
@@ -26,6 +40,7 @@ def test_launches_may_have_different_workers(local_ray: None, tmp_path: Path, un
     for trials, workers in ((5, 0), (11, 2), (17, 0), (24, 3)):
         launch(tiny(tmp_path, trials, workers=workers))
     assert rows_of(tmp_path) == rows_of(undisturbed)
+    assert outcomes_of(tmp_path) == outcomes_of(undisturbed)
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from spaces.policy import (
 )
 from tests import tiny
 from tests.models import digest
-from tests.scoring import Until, always, evaluation, never, scorer_of
+from tests.scoring import Until, evaluation, scorer_of
 
 FIRST = "group-first"
 CRITERIA = ["l1", "l2", "random", "taylor", "apoz", "batchnorm", "wanda", "hessian"]
@@ -93,7 +93,7 @@ class TestVariants:
         for refit in (True, False):
             how = ChannelPruning(criterion="wanda", refit=refit)
             policy = Policy(sites=every_site(Choice()), channels={FIRST: 0.5}, channel_pruning=how)
-            losses.append(scorer.score(policy, Until(0), never).rungs[0].loss)
+            losses.append(scorer.score(policy, Until(0, kept=False)).rungs[0].loss)
         assert losses[0] < losses[1]
 
     def test_a_cut_candidate_is_scored_trained_and_its_file_is_what_was_scored(
@@ -104,8 +104,8 @@ class TestVariants:
         scorer = scorer_of(loaded, evaluation(tmp_path))
         whole = random_policy(3)
         cut = whole.model_copy(update={"channels": {FIRST: 0.5}, "channel_pruning": ChannelPruning()})
-        scores = {rung: scorer.score(cut, Until(rung), always) for rung in (0, 1, 2)}
-        assert scores[0].bytes < scorer.score(whole, Until(0), never).bytes
+        scores = {rung: scorer.score(cut, Until(rung)) for rung in (0, 1, 2)}
+        assert scores[0].bytes < scorer.score(whole, Until(0, kept=False)).bytes
         assert scores[0].macs < 0.7 * scorer.float_score().macs
         for score in scores.values():
             assert score.artifact is not None
@@ -126,11 +126,11 @@ class TestStatistics:
         )
         assert needs_gradients(policy.sites.values())
         scorer = scorer_of(loaded, replace(evaluation(tmp_path), gradients=True))
-        assert scorer.score(policy, Until(0), never).bytes > 0
+        assert scorer.score(policy, Until(0, kept=False)).bytes > 0
         assert all(one.gradient is not None for one in scorer.models.statistics(None).values())
         without = scorer_of(loaded, evaluation(tmp_path / "without"))
         with pytest.raises(CandidateError, match="site first: criterion taylor needs a gradient"):
-            without.score(policy, Until(0), never)
+            without.score(policy, Until(0, kept=False))
         assert all(one.gradient is None for one in without.models.statistics(None).values())
 
     def test_who_needs_gradients(self) -> None:
@@ -145,7 +145,7 @@ class TestStatistics:
     ) -> None:
         policy = Policy(sites=every_site(Choice(weights=Uniform(bits=3, rounding="gptq"))))
         first, second = (scorer_of(loaded, evaluation(tmp_path)) for _ in range(2))
-        scores = [scorer.score(policy, Until(0), always) for scorer in (first, first, second)]
+        scores = [scorer.score(policy, Until(0)) for scorer in (first, first, second)]
         assert first.models.statistics(None) is first.models.statistics(None)
         assert second.models._statistics == {}
         assert len({score.artifact for score in scores}) == 1
@@ -258,7 +258,7 @@ class TestSmoothing:
         choice = Choice(weights=Uniform(bits=8), activations=StaticActivations(bits=5))
         policy = Policy(sites={"first": choice, "head": choice}, smoothing=0.5)
         scorer = scorer_of(loaded, smooth)
-        score = scorer.score(policy, Until(0), always)
+        score = scorer.score(policy, Until(0))
         path = tmp_path / "artifacts" / f"{score.artifact}.safetensors"
         fresh = scorer_of(load_workload("tests.tiny:normed"), evaluation(tmp_path))
         assert fresh.score_file(path, "validation").value == score.accuracy
@@ -270,7 +270,7 @@ class TestSmoothing:
         for alpha in (None, 0.5):
             scorer = scorer_of(loaded, replace(evaluation(tmp_path), smoothing=alpha))
             policy = Policy(sites={"first": choice, "head": Choice()}, smoothing=alpha)
-            losses.append(scorer.score(policy, Until(0), never).rungs[0].loss)
+            losses.append(scorer.score(policy, Until(0, kept=False)).rungs[0].loss)
         assert losses[1] < losses[0]
 
 
@@ -288,7 +288,7 @@ class TestReport:
     def test_reporting_changes_no_score(self, loaded: LoadedWorkload, tmp_path: Path) -> None:
         sites, settings = every_site(Choice(weights=Uniform(bits=3))), evaluation(tmp_path)
         scorer = Scorer(loaded, settings, teach(loaded, settings))
-        first = scorer.score(Policy(sites=sites), Until(0), always)
+        first = scorer.score(Policy(sites=sites), Until(0))
         scorer.report(Policy(sites=sites))
-        assert scorer.score(Policy(sites=sites), Until(0), always).artifact == first.artifact
+        assert scorer.score(Policy(sites=sites), Until(0)).artifact == first.artifact
         assert isinstance(loaded.model, nn.Module)

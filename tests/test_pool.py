@@ -12,24 +12,23 @@ import ray
 
 from compress.files import artifact_path
 from objectives.evaluation import Evaluation, teach
+from objectives.judging import FixedJudge, Judge
 from objectives.score import Scorer
 from objectives.workload import LoadedWorkload, load_workload
 from search.pool import RayPool, start_ray
-from search.rungs import Keep, Promotion, Staircase
 from search.tasks import RETRIES, LocalPool, Pool, Result, ScoreTask, TestTask
 from spaces.errors import StudyError
 from spaces.policy import Choice, Policy, Unstructured
 from tests import processes
 from tests.scoring import evaluation, policy, scorer_of
 
-NOBODY = Promotion((Staircase((0,), (9.0,)),) * 3, 0.0)  # goes on
-EVERYBODY = Promotion((Staircase(),) * 3, 0.0)
+NOBODY, EVERYBODY = FixedJudge(last=0), FixedJudge()  # goes on
 BAD = Policy(sites=dict.fromkeys(("first", "second", "head"), Choice(prune=Unstructured(ratio=0.97))))
 TIMEOUT = 60.0
 
 
-def task(number: int, promotion: Promotion = EVERYBODY) -> ScoreTask:
-    return ScoreTask(number, policy(number), promotion, Keep(Staircase()))
+def task(number: int, judge: Judge = EVERYBODY) -> ScoreTask:
+    return ScoreTask(number, policy(number), judge)
 
 
 def plain(result: Result) -> Result:
@@ -100,20 +99,20 @@ class PoolContract:
                 assert result.error is not None
                 assert "ArithmeticError: only" in result.error
                 continue
-            expected = scorer.score(one.policy, one.promotion, one.keep)
+            expected = scorer.score(one.policy, one.judge)
             assert result == plain(Result(one.number, score=expected))
             assert result.score.artifact is not None
             assert artifact_path(pool[1], result.score.artifact).stat().st_size == result.score.bytes
         assert sum(result.score is not None for result in results) >= 3
 
-    def test_promotions_travel_with_the_task(self, pool: tuple[Pool, Path]) -> None:
+    def test_judges_travel_with_the_task(self, pool: tuple[Pool, Path]) -> None:
         pool[0].submit(task(2, NOBODY))
         pool[0].submit(task(2, EVERYBODY))
         found = sorted(result.score.rung for result in drain(pool[0], 2) if result.score)
         assert found == [0, 2]
 
     def test_a_candidate_that_fails_is_a_result(self, pool: tuple[Pool, Path]) -> None:
-        pool[0].submit(ScoreTask(7, BAD, EVERYBODY, Keep(Staircase())))
+        pool[0].submit(ScoreTask(7, BAD, EVERYBODY))
         (result,) = drain(pool[0], 1)
         assert (result.number, result.score) == (7, None)
         assert result.error is not None
@@ -128,8 +127,11 @@ class PoolContract:
         pool[0].submit(TestTask(2, scored.score.artifact))
         pool[0].submit(TestTask(3, "0" * 64))
         tested, missing = drain(pool[0], 2)
-        expected = scorer.score_file(artifact_path(pool[1], scored.score.artifact), "test").value
-        assert tested == Result(2, test_accuracy=expected)
+        expected = scorer.score_file(artifact_path(pool[1], scored.score.artifact), "test")
+        assert tested == Result(2, test=expected)
+        assert tested.test is not None
+        assert tested.test.outcomes is not None
+        assert tested.test.outcomes.mean() == pytest.approx(expected.value)
         assert missing.error is not None
         assert "no such file" in missing.error
 
@@ -192,7 +194,7 @@ class TestRayPool(PoolContract):
     def test_a_policy_that_kills_its_workers_fails_alone(self, local_ray: None, tmp_path: Path) -> None:
         pool = workers("deadly", tmp_path, 1)
         try:
-            pool.submit(ScoreTask(0, BAD, NOBODY, Keep(Staircase())))
+            pool.submit(ScoreTask(0, BAD, NOBODY))
             for number in (2, 4):
                 pool.submit(task(number, NOBODY))
             results = drain(pool, 3)
@@ -201,7 +203,7 @@ class TestRayPool(PoolContract):
         assert results[0].error is not None
         assert results[0].error.startswith(f"failed {RETRIES + 1} times, the last time: its worker was lost")
         scorer = prepared("workload", tmp_path / "own")[2]
-        expected = [scorer.score(policy(number), NOBODY, Keep(Staircase())) for number in (2, 4)]
+        expected = [scorer.score(policy(number), NOBODY) for number in (2, 4)]
         assert [without_file(result) for result in results[1:]] == [
             without_file(Result(number, score=score)) for number, score in zip((2, 4), expected, strict=True)
         ]
@@ -239,7 +241,7 @@ def test_a_killed_worker_is_replaced_and_its_tasks_are_done(local_ray: None, tmp
         results = drain(pool, 8)
     finally:
         pool.close()
-    expected = [scorer.score(policy(number), EVERYBODY, Keep(Staircase())) for number in range(8)]
+    expected = [scorer.score(policy(number), EVERYBODY) for number in range(8)]
     assert [without_file(result) for result in results] == [
         without_file(Result(number, score=score)) for number, score in enumerate(expected)
     ]

@@ -45,7 +45,7 @@ from spaces.policy import (
     Weights,
 )
 from spaces.target import CodingName
-from tests.scoring import always, never
+from tests.scoring import Until
 
 SHIPPED = ("digits", "animals", "lenet")
 ENTRIES = {name: f"objectives.workloads.{name}:workload" for name in SHIPPED} | {"taught": "tests.tiny:taught"}
@@ -191,21 +191,17 @@ def check(numbers: range, name: str, coding: CodingName, folder: Path, fresh: bo
         variant, database = first.models.variant(policy), first.models.database(policy.model)
         costs = [database.cost(site, policy.sites[site.name], variant.cuts.get(site.name)) for site in variant.sites]
         predicted = variant.layout.file_bytes(sum(cost.bytes for cost in costs))
-        score = first.score(policy, _no_rung, always)
+        score = first.score(policy, Until(0))
         assert score.artifact is not None
         path = artifact_path(first.evaluation.cache, score.artifact)
         where = f"{name} {number} {coding}"
         assert path.stat().st_size == predicted == score.bytes, where
         assert first.score_file(path, "validation").value == score.accuracy, where
-        again = second.score(policy, _no_rung, always)
+        again = second.score(policy, Until(0))
         assert (again.artifact, again.accuracy) == (score.artifact, score.accuracy), where
         if not fresh:
-            assert second.score(policy, _no_rung, never).artifact is None
+            assert second.score(policy, Until(0, kept=False)).artifact is None
     assert before == (first.loaded.model_sha256, [p.sum().item() for p in first.loaded.model.parameters()])
-
-
-def _no_rung(rung: int, accuracy: float, bytes: int) -> bool:
-    return False
 
 
 QUICK = [("digits", "packed", 7), ("digits", "entropy", 1), ("animals", "packed", 5), ("animals", "entropy", 1)]

@@ -21,7 +21,7 @@ from tests.deep import ENTRY, POLICIES, file_of
 
 def trained(**changed: Any) -> DistillationConfig:
     """Two rungs, to which every candidate gets."""
-    short = {"steps": (3, 7), "batch_size": 32, "learning_rate": 0.01, "margin": 1.0, "alpha": (0.5, 0.8)}
+    short = {"steps": (3, 7), "batch_size": 32, "learning_rate": 0.01, "share": 1.0, "alpha": (0.5, 0.8)}
     return DistillationConfig(**{**short, **changed})
 
 

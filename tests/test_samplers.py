@@ -12,15 +12,20 @@ import numpy as np
 import pytest
 import torch
 
+from compress.layer import Cost
+from objectives.score import RungScore
 from search.pareto import Box, hypervolume
-from search.samplers.named import sampler_maker
+from search.samplers.named import Knowledge, sampler_maker
 from search.samplers.proposer import Proposer
+from search.samplers.table import Table
 from search.study import Origin, Proposal
+from search.tables import site_table
 from spaces.errors import ConfigError
 from spaces.policy import Distillation, Policy, Uniform
 from spaces.space import SiteSpace, Space
 
 WINDOW = 4
+NAMES = ("front", "nsga2", "tpe", "random")
 GENERATION = "NSGAIISampler:generation"
 
 
@@ -102,20 +107,33 @@ class Search:
         return again
 
 
+def known(given: Space) -> Knowledge:
+    """What `score` makes of each choice alone: what our sampler is told before the first trial."""
+    sites = []
+    for weight, site in enumerate(given.sites, start=1):
+        costs = []
+        for choice in site.choices():
+            assert isinstance(choice.weights, Uniform)
+            size = round(100 * weight * choice.weights.bits * (1 - choice.ratio))
+            costs.append(Cost(size, (2.0**-choice.weights.bits + choice.ratio**4 / 4) / weight))
+        sites.append(site_table(site, costs))
+    return Knowledge((Table(tuple(sites)),), (Box(2000, 84_000, 0.0, 1.0),), 1.0)
+
+
 def search(name: str, seed: int = 0, options: Mapping[str, Any] | None = None, given: Space | None = None) -> Search:
     made = given or space()
     if options is None:
         options = {"population_size": 6} if name == "nsga2" else {}
-    return Search(partial(Proposer, made, name, options, seed, first_of(made)))
+    return Search(partial(Proposer, made, name, options, seed, first_of(made), known(made)))
 
 
 @pytest.fixture(scope="module")
 def whole() -> dict[str, Search]:
-    return {name: search(name).ask(60) for name in ("nsga2", "tpe", "random")}
+    return {name: search(name).ask(60) for name in NAMES}
 
 
 class TestPurity:
-    @pytest.mark.parametrize("name", ["nsga2", "tpe", "random"])
+    @pytest.mark.parametrize("name", NAMES)
     def test_the_same_again(self, whole: dict[str, Search], name: str) -> None:
         random.seed(5)
         np.random.seed(5)
@@ -123,7 +141,7 @@ class TestPurity:
         count = 60 if name != "tpe" else 25
         assert search(name).ask(count).asked == whole[name].asked[:count]
 
-    @pytest.mark.parametrize("name", ["nsga2", "tpe", "random"])
+    @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize("part", range(3))
     def test_going_on_after_any_number_of_trials(self, whole: dict[str, Search], name: str, part: int) -> None:
         for cut in range(1 + part, 58, 3):
@@ -131,7 +149,7 @@ class TestPurity:
             assert again.asked == whole[name].asked[: cut + 3]
             assert all(whole[name].study_attrs[key] == value for key, value in again.study_attrs.items())
 
-    @pytest.mark.parametrize("name", ["nsga2", "random"])
+    @pytest.mark.parametrize("name", ["front", "nsga2", "random"])
     def test_going_on_to_the_end(self, whole: dict[str, Search], name: str) -> None:
         for cut in (1, 12, 33):
             again = whole[name].resumed(cut)
@@ -140,13 +158,13 @@ class TestPurity:
             assert again.study_attrs == whole[name].study_attrs
 
     def test_another_seed_asks_for_others(self, whole: dict[str, Search]) -> None:
-        for name in ("nsga2", "tpe", "random"):
+        for name in NAMES:
             asked, other = whole[name].asked[:15], search(name, seed=1).ask(15).asked
             assert asked[:5] == other[:5]  # the first ones do not depend on it
             assert all(a.policy != b.policy for a, b in zip(asked[5:], other[5:], strict=True))
 
     def test_what_was_told_matters(self, whole: dict[str, Search]) -> None:
-        for name in ("nsga2", "tpe"):
+        for name in ("front", "nsga2", "tpe"):
             begun = whole[name].resumed(30)
             begun.shown = 0
             begun.proposer = begun.new()
@@ -204,6 +222,47 @@ class TestBreeding:
         assert found["nsga2"] > 1.03 * found["random"]
 
 
+def rung(loss: float) -> RungScore:
+    return RungScore(0, 0.5, 1000, 1.0, loss, 0.1, loss, 100, 100, 0)
+
+
+class TestOurs:
+    def asked_after(self, loss: float | None) -> list[Policy]:
+        """What is asked where one trial tells another loss, or none."""
+        proposer, asked = search("front").new(), []
+        for number in range(14):
+            asked.append(proposer.propose(number).policy)
+            own = loss if number == 3 else 1.1 - score(asked[-1])[0]
+            proposer.tell(number, score(asked[-1]), [] if own is None else [rung(own)])
+        return asked
+
+    def test_losses_matter(self) -> None:
+        found = [self.asked_after(loss) for loss in (0.01, 0.9, None)]
+        assert all(one[:5] == found[0][:5] for one in found)
+        assert len({tuple(policy.digest for policy in one) for one in found}) == 3
+
+    def test_it_is_told_losses_and_what_was_stopped(self) -> None:
+        proposer = search("front").new()
+        proposer.propose(0)
+        proposer.tell(0, (0.5, 1000.0), [rung(0.3), rung(0.1)], stopped=True)
+        assert proposer._study.trials[0].user_attrs == {"losses": [0.3, 0.1], "stopped": True}
+
+    def test_it_finds_better_ones_than_evolution(self) -> None:
+        volumes = []
+        for name in ("front", "nsga2"):
+            asked = Search(search(name, 0, {}, space(8)).new, score).ask(60).asked
+            volumes.append(
+                hypervolume([Made(i, score(one.policy)) for i, one in enumerate(asked)], Box(2000, 84000, 0, 1))
+            )
+        assert volumes[0] > 1.05 * volumes[1]
+
+    def test_a_focus_is_aimed_at(self) -> None:
+        made = space(8)
+        new = partial(Proposer, made, "front", {}, 0, first_of(made), known(made), lambda _: (6000.0, 9000.0))
+        sizes = [score(one.policy)[1] for one in Search(new, score).ask(40).asked[20:]]
+        assert sum(5000 <= size <= 9000 for size in sizes) >= 16
+
+
 class TestRepeats:
     def test_a_repeated_policy_is_drawn_again(self) -> None:
         few = Space((SiteSpace("a", ("uniform",), (0.0,), tuple(range(2, 8))),))
@@ -211,7 +270,7 @@ class TestRepeats:
         asked = [proposer.propose(number).policy.digest for number in range(6)]
         assert len(set(asked)) == 6
 
-    @pytest.mark.parametrize("name", ["nsga2", "tpe", "random"])
+    @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize("bits", [(2, 8), (4,)])
     def test_a_space_that_is_used_up_is_asked_again(self, name: str, bits: tuple[int, ...]) -> None:
         tiny = Space((SiteSpace("a", ("uniform",), (0.0,), bits),))
@@ -248,9 +307,10 @@ class TestProtocol:
 
 
 class TestNames:
-    @pytest.mark.parametrize("name", ["nsga2", "tpe", "random", "gp", "optuna.samplers.NSGAIIISampler"])
+    @pytest.mark.parametrize("name", [*NAMES, "gp", "optuna.samplers.NSGAIIISampler"])
     def test_samplers_for_two_objectives_are_admitted(self, name: str) -> None:
         Proposer(space(), name, {}, 0, ()).check()
+        Proposer(space(), name, {}, 0, (), known(space())).check()
 
     @pytest.mark.parametrize(
         ("name", "options", "words"),
@@ -261,6 +321,7 @@ class TestNames:
             ("optuna.search_space.intersection_search_space", {}, "no subclass of optuna.samplers.BaseSampler"),
             ("collections.OrderedDict", {}, "no subclass of optuna.samplers.BaseSampler"),
             ("optuna.samplers.GridSampler", {}, "GridSampler cannot be made with options {}"),
+            ("front", {"population": 5, "a": 1}, "given a, population, but the sampler front takes none"),
             ("nsga2", {"population": 5}, "given population, which NSGAIISampler does not take"),
             ("nsga2", {"population_size": 1}, "NSGAIISampler cannot be made"),
             ("random", {"a": 1, "b": 2}, "given a, b, which RandomSampler does not take; it takes seed"),

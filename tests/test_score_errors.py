@@ -16,7 +16,7 @@ from objectives.workload import LoadedWorkload, Metric, load_workload
 from spaces.errors import CandidateError, WorkloadError
 from spaces.policy import Choice, Policy, Unstructured
 from tests import tiny
-from tests.scoring import Until, always, evaluation, policy, scorer_of
+from tests.scoring import Until, evaluation, policy, scorer_of
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_metric_that_raises_fails_the_candidate(tmp_path: Path) -> None:
     scorer = scorer_of(load_workload("tests.tiny:picky"), evaluation(tmp_path))
     bad = Policy(sites=dict.fromkeys(("first", "second", "head"), Choice(prune=Unstructured(ratio=0.99))))
     with pytest.raises(CandidateError, match=r"the metric failed on the validation split: ArithmeticError: only 0"):
-        scorer.score(bad, Until(2), always)
+        scorer.score(bad, Until(2))
     assert scorer.float_score().validation.value > tiny.TOO_WRONG
 
 
@@ -47,12 +47,12 @@ def test_a_metric_that_is_not_finite_fails_the_candidate(loaded: LoadedWorkload,
 
     scorer = scorer_of(with_metric(loaded, half), evaluation(tmp_path))
     with pytest.raises(CandidateError, match="the metric is not finite on 75 of 150 samples"):
-        scorer.score(policy(1), Until(2), always)
+        scorer.score(policy(1), Until(2))
 
 
 def test_a_site_that_the_policy_leaves_out_fails_the_candidate(scorer: Scorer) -> None:
     with pytest.raises(CandidateError, match="second"):
-        scorer.score(Policy(sites={"first": Choice(), "head": Choice()}), Until(0), always)
+        scorer.score(Policy(sites={"first": Choice(), "head": Choice()}), Until(0))
 
 
 @pytest.mark.parametrize(

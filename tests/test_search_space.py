@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from objectives.judging import FixedJudge
 from objectives.workload import LoadedWorkload, load_workload
 from search.config_sections import DistillationConfig, PenaltyConfig, RuleConfig, SpaceConfig
 from search.space import channel_pruning_of, distillation_of, space_of
@@ -163,7 +164,7 @@ class TestEverything:
         for _ in range(8):
             policy = space.policy(random_point(space, draw))
             policy = policy.model_copy(update={"distillation": None})
-            score = scorer.score(policy, lambda *_: False, lambda *_: True)
+            score = scorer.score(policy, FixedJudge(0))
             assert score.artifact is not None
             path = tmp_path / "artifacts" / f"{score.artifact}.safetensors"
             assert path.stat().st_size == score.bytes

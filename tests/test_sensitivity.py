@@ -7,7 +7,7 @@ from math import log
 import numpy as np
 import pytest
 
-from search.sensitivity import MAX_STATES, predicted_front, spread
+from search.sensitivity import MAX_STATES, predicted_front, spread, within
 
 Table = list[list[int]]
 Errors = list[list[float]]
@@ -80,6 +80,33 @@ def test_thinning_costs_little() -> None:
         prices = np.geomspace(1e-9, 1, 2000)[:, None, None]
         least = (loss + prices * size).min(axis=2).sum(axis=1) - prices[:, 0, 0] * total[state]
         assert error[state] <= 1.02 * least.max() + 1e-3
+
+
+def test_work_is_bounded_by_sites_times_choices_times_states() -> None:
+    """200 sites with 40 choices each: 33 million sums at most, which take about 3 s; no site keeps more states."""
+    draw = np.random.default_rng(0)
+    sizes = [(np.exp(draw.uniform(6, 12)) * draw.uniform(0.05, 1, 40)).astype(int) for _ in range(200)]
+    errors = [draw.exponential(np.exp(draw.normal()), 40) for _ in range(200)]
+    few = 256  # the work is proportional to it
+    total, error, chosen = predicted_front(sizes, errors, few)
+    assert few / 4 < total.size <= few
+    assert chosen.shape == (total.size, 200)
+    assert total[0] == sum(own.min() for own in sizes)
+    assert error[-1] == pytest.approx(sum(own.min() for own in errors), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_best_within_a_number_of_bytes(seed: int) -> None:
+    sizes, errors = instance(seed)
+    total, error, chosen = predicted_front(sizes, errors)
+    every = brute_force(sizes, errors)
+    for most in [total[0], total[-1] + 1, *(total[:-1] + total[1:]) // 2]:
+        state = within(total, float(most))
+        assert total[state] <= most
+        assert error[state] == min(loss for size, loss in every if size <= most)
+        assert sum(own[i] for own, i in zip(sizes, chosen[state], strict=True)) == total[state]
+    with pytest.raises(ValueError, match=f"no policy has at most .* bytes; the smallest has {total[0]:,}"):
+        within(total, float(total[0]) - 1)
 
 
 def test_one_site_is_its_own_front() -> None:

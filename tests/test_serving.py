@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from compress.inputs import outputs
+from objectives.judging import FixedJudge
 from objectives.replay import SHIPPED
 from objectives.score import Scorer
 from objectives.serving import load
@@ -95,7 +96,7 @@ class TestLoad:
         loaded = load_workload(DIGITS, f"{trap}:workload")
         named = Scorer(loaded, study.prepared.evaluation, study.prepared.teacher)
         policy = study.prepared.first[2][1]
-        score = named.score(policy, lambda *_: False, lambda *_: True)
+        score = named.score(policy, FixedJudge(0))
         path = study.cache / "artifacts" / f"{score.artifact}.safetensors"
         with pytest.raises(WorkloadError, match=r"trap\.py:workload', which does not ship .* --workload"):
             load(path)

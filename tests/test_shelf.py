@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from compress.bounded import ABANDONED_SECONDS
 from compress.coding import CodedWeight, Kind
 from compress.layer import CompressedLayer, Cost
 from compress.quantization.uniform import Grid
-from compress.shelf import ABANDONED_SECONDS, KEY, Shelf
+from compress.shelf import KEY, Shelf
 from tests.models import random_tensor
 
 KEYS = [f"{i:02x}" * 32 for i in range(20)]

@@ -263,6 +263,27 @@ class TestSameBits:
         assert together != bits_of(*trained(model, steps=(9,), settings=way))
         assert together != bits_of(*trained(model, steps=(18,), settings=way))  # the rate falls to zero in each rung
 
+    @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+    @pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
+    def test_another_one_goes_on_from_its_state(self, choice: Choice, way: Distillation) -> None:
+        model, lesson = network(dropout=0.5), lesson_of(network())
+        one, other = compressed(model, choice).student(way), compressed(model, choice).student(way)
+        generator, later = torch.Generator().manual_seed(0), torch.Generator()
+        one.train(lesson, 9, generator)
+        one.finish()
+        state = one.state()
+        later.set_state(generator.get_state())
+        one.train(lesson, 18, generator)  # the state stays what it was
+        other.restore(state)
+        other.train(lesson, 18, later)
+        assert bits_of(other, other.finish()) == bits_of(one, one.finish())
+        assert torch.equal(later.get_state(), generator.get_state())
+
+    def test_a_state_of_another_student_is_refused(self) -> None:
+        student = compressed(network(), PRUNED).student()
+        with pytest.raises(ValueError, match="state is that of another student"):
+            student.restore(compressed(network(), CHOICES["codebook"]).student().state())
+
     @pytest.mark.parametrize("learning_rate", [1e-2, 1e30])
     def test_no_global_generator_moves(self, learning_rate: float) -> None:
         model = network(dropout=0.5)

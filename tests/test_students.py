@@ -22,7 +22,7 @@ from objectives.students import KEY, _seal, trained_student
 from objectives.workload import LoadedWorkload, load_workload, sha256_of
 from spaces.errors import CandidateError, RetryableError
 from spaces.policy import Choice, Distillation, Policy, Uniform, Unstructured
-from tests.scoring import Until, always, evaluation, never, scorer_of
+from tests.scoring import Until, evaluation, scorer_of
 
 SETTINGS = Distillation(temperature=2.0, alpha=0.5, learning_rate=0.02, batch_size=32, student_steps=40)
 
@@ -86,7 +86,7 @@ class TestTraining:
     def test_one_that_diverges_is_the_candidate_s_error(self, loaded: LoadedWorkload, tmp_path: Path) -> None:
         scorer = scorer_of(loaded, learning(tmp_path, learning_rate=1e30))
         with pytest.raises(CandidateError, match="diverged"):
-            scorer.score(policy_of(loaded, "narrow"), Until(0), never)
+            scorer.score(policy_of(loaded, "narrow"), Until(0, kept=False))
         assert kept(tmp_path) == []
 
 
@@ -183,18 +183,18 @@ class TestKept:
         (tmp_path / "file").write_text("no folder")
         scorer = scorer_of(loaded, learning(tmp_path / "file" / "cache"))
         with pytest.raises(RetryableError, match="cannot be written"):
-            scorer.score(policy_of(loaded, "narrow"), Until(0), never)
+            scorer.score(policy_of(loaded, "narrow"), Until(0, kept=False))
 
 
 OTHER = """
 import json, sys
 from pathlib import Path
 import torch
-from tests.test_students import Until, always, learned, learning, load_workload, policy_of, scorer_of
+from tests.test_students import Until, learned, learning, load_workload, policy_of, scorer_of
 from tests.test_students import SETTINGS, sha256_of
 loaded = load_workload("tests.tiny:taught")
 settings = learning(Path(sys.argv[1]))
-score = scorer_of(loaded, settings).score(policy_of(loaded, "narrow", distilled=SETTINGS), Until(1), always)
+score = scorer_of(loaded, settings).score(policy_of(loaded, "narrow", distilled=SETTINGS), Until(1))
 state = learned(loaded, settings, "narrow").state_dict()
 print(json.dumps([sha256_of(state), score.artifact, score.accuracy]))
 """
@@ -202,7 +202,7 @@ print(json.dumps([sha256_of(state), score.artifact, score.accuracy]))
 
 def test_another_process_has_the_same(loaded: LoadedWorkload, tmp_path: Path) -> None:
     settings = learning(tmp_path / "here")
-    score = scorer_of(loaded, settings).score(policy_of(loaded, "narrow", distilled=SETTINGS), Until(1), always)
+    score = scorer_of(loaded, settings).score(policy_of(loaded, "narrow", distilled=SETTINGS), Until(1))
     mine = [sha256_of(learned(loaded, settings, "narrow").state_dict()), score.artifact, score.accuracy]
     made = subprocess.run(
         [sys.executable, "-c", OTHER, str(tmp_path / "there")], check=True, capture_output=True, text=True
@@ -217,7 +217,7 @@ class TestScored:
         self, loaded: LoadedWorkload, name: str, rung: int, tmp_path: Path
     ) -> None:
         scorer = scorer_of(loaded, learning(tmp_path))
-        score = scorer.score(policy_of(loaded, name, 4, SETTINGS), Until(rung), always)
+        score = scorer.score(policy_of(loaded, name, 4, SETTINGS), Until(rung))
         assert score.rung == rung
         assert score.artifact is not None
         path = artifact_path(tmp_path, score.artifact)
@@ -229,7 +229,9 @@ class TestScored:
 
     def test_a_smaller_model_is_smaller(self, loaded: LoadedWorkload, tmp_path: Path) -> None:
         scorer = scorer_of(loaded, learning(tmp_path))
-        scores = [scorer.score(policy_of(loaded, name), Until(0), never) for name in (None, "leaky", "narrow", "flat")]
+        scores = [
+            scorer.score(policy_of(loaded, name), Until(0, kept=False)) for name in (None, "leaky", "narrow", "flat")
+        ]
         sizes, macs = [one.bytes for one in scores], [one.macs for one in scores]
         assert sizes[0] > sizes[2] > sizes[3]
         assert abs(sizes[0] - sizes[1]) < 0.2 * sizes[0]
@@ -249,10 +251,10 @@ class TestScored:
         scorer = scorer_of(loaded, learning(tmp_path))
         wrong = policy_of(loaded, None).model_copy(update={"model": "tiny"})
         with pytest.raises(CandidateError, match="no model 'tiny'; it offers narrow, flat, leaky"):
-            scorer.score(wrong, Until(0), never)
+            scorer.score(wrong, Until(0, kept=False))
         plain = scorer_of(load_workload("tests.tiny:workload"), evaluation(tmp_path))
         with pytest.raises(CandidateError, match="it offers no students"):
-            plain.score(wrong, Until(0), never)
+            plain.score(wrong, Until(0, kept=False))
 
     @pytest.mark.parametrize("labels", ["given", "teacher"])
     def test_without_labels_it_works_from_end_to_end(self, labels: str, tmp_path: Path) -> None:
@@ -267,7 +269,7 @@ class TestScored:
             sites=dict.fromkeys(("first", "second", "head"), Choice.model_validate(half)), distillation=settings
         )
         for policy in (coarse, policy_of(unlabelled, "narrow", 2, settings)):
-            score = scorer.score(policy, Until(1), always)
+            score = scorer.score(policy, Until(1))
             assert score.rungs[1].loss < score.rungs[0].loss
             assert score.artifact is not None
             assert scorer.score_file(artifact_path(tmp_path, score.artifact), "validation").value == score.accuracy

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from objectives.racing import Outcomes
 from objectives.score import RungScore, Score
 from search.storage import Storage, open_storage
 from search.study import DIRECTIONS, Proposal, Trials, distribution, distributions, open_study
@@ -122,9 +124,18 @@ def proposal(bits: int, **more: Any) -> Proposal:
     )
 
 
-def score(accuracy: float, size: int) -> Score:
-    rungs = tuple(RungScore(rung, accuracy - 0.1 + rung / 10, size + 1 - rung, 5.0, 0.25, 0.5) for rung in range(2))
-    return Score(accuracy, (accuracy - 0.1, accuracy + 0.1), size, 5.0, rungs, "ab" * 32)
+def score(accuracy: float, size: int, **more: Any) -> Score:
+    rungs = tuple(
+        RungScore(
+            rung, accuracy - 0.1 + rung / 10, size + 1 - rung, 5.0, 0.25, 0.5, 0.125 / (1 + rung), 50, 70, 9 * rung
+        )
+        for rung in range(2)
+    )
+    outcomes = tuple(
+        Outcomes(np.array([rung, 1, 0], np.float32), np.array([0.5, 1 / 3, rung], np.float32)) for rung in range(2)
+    )
+    interval = (accuracy - 0.1, accuracy + 0.1)
+    return Score(accuracy, interval, size, 5.0, rungs, "ab" * 32, outcomes=outcomes, **more)
 
 
 class TestTrials:
@@ -197,6 +208,44 @@ class TestTrials:
         assert study.trials[0].distributions == distributions(SPACE)
         assert study.trials[0].params == SPACE.params(policy(2))
         assert study.trials[0].user_attrs["ci95"] == [0.8, 1.0]
+
+    def test_what_a_trial_took_and_showed_is_among_its_attributes(self, storage: Storage, study_id: int) -> None:
+        trials = Trials(storage, study_id)
+        for bits in (2, 4):
+            self.start(trials, bits)
+        trials.complete(score(0.9, 700), {})
+        trials.complete(score(0.8, 800, stopped=True), {})
+        told = [trial.user_attrs for trial in storage.load_trials(study_id)]
+        shown = [{key: attrs[key] for key in ("samples", "validation_loss", "forwards", "backwards")} for attrs in told]
+        assert shown == [{"samples": 50, "validation_loss": 0.0625, "forwards": 140, "backwards": 9}] * 2
+        assert ["stopped" in attrs for attrs in told] == [False, True]
+        assert [trials[i].stopped for i in range(2)] == [False, True]
+
+    def test_outcomes_are_kept_where_it_is_said_and_are_what_is_loaded(self, storage: Storage, study_id: int) -> None:
+        trials = Trials(storage, study_id)
+        for bits in (2, 4, 3, 2):
+            self.start(trials, bits)
+        trials.complete(score(0.9, 700), {}, kept={1})
+        trials.complete(score(0.8, 800), {})
+        trials.fail("no", {})
+        trials.repeat(0)
+        for found in (trials, Trials(storage, study_id)):
+            nothing, kept = found.outcomes(0)
+            assert nothing is None
+            assert kept is not None
+            assert kept.values.tolist() == [1, 1, 0]
+            assert kept.losses.tolist() == [0.5, float(np.float16(1 / 3)), 1]
+            assert [found.outcomes(number) for number in (1, 2, 3)] == [(), (), ()]
+            found.forget_outcomes(0)
+            assert found.outcomes(0) == ()
+
+    def test_trials_of_an_earlier_version_are_refused(self, storage: Storage, study_id: int) -> None:
+        trials = Trials(storage, study_id)
+        self.start(trials, 2)
+        rungs = [{"rung": 0, "accuracy": 0.5, "bytes": 10, "macs": 1.0, "loss": 0.1, "seconds": 0.1}]
+        storage.finish_trial(trials[0].trial_id, TrialState.COMPLETE, [0.5, 10.0], {"rungs": rungs})
+        with pytest.raises(StudyError, match="trial 0 was told by an earlier version of Slimfront"):
+            Trials(storage, study_id)
 
     def test_trials_that_were_told_out_of_order_are_refused(self, storage: Storage, study_id: int) -> None:
         trials = Trials(storage, study_id)

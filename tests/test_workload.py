@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from compress.inputs import positional
+from objectives.seeds import seed_of
 from objectives.splits import SPLITS
-from objectives.workload import LoadedWorkload, load_workload
+from objectives.workload import LoadedWorkload, load_workload, sha256_of
 from spaces.errors import WorkloadError
 
 TEXT = """
@@ -49,6 +51,7 @@ def every_split(data: str) -> str:
 
 
 X, Y = torch.arange(80.0).reshape(20, 4) / 80, torch.arange(20) % 3
+RACED = torch.randperm(20, generator=torch.Generator().manual_seed(seed_of(0, "validation order")))
 
 
 class TestData:
@@ -73,8 +76,9 @@ class TestData:
             split = loaded.splits[name]
             assert isinstance(split.inputs, Tensor)
             assert isinstance(split.targets, Tensor)
-            assert torch.equal(split.inputs, X)
-            assert torch.equal(split.targets, Y)
+            order = RACED if name == "validation" else torch.arange(20)
+            assert torch.equal(split.inputs, X[order])
+            assert torch.equal(split.targets, Y[order])
             assert (split.samples, split.targets.dtype) == (20, torch.int64)
         assert loaded.data_sha256 == load(tmp_path).data_sha256
 
@@ -90,9 +94,11 @@ class TestData:
     def test_inputs_may_be_named(self, tmp_path: Path, data: str) -> None:
         split = load(tmp_path, every_split(data)).splits["validation"]
         assert isinstance(split.inputs, dict)
-        assert {name: part.tolist() for name, part in split.inputs.items()} == {"a": X.tolist(), "b": (X + 1).tolist()}
+        raced = X[RACED]
+        found = {name: part.tolist() for name, part in split.inputs.items()}
+        assert found == {"a": raced.tolist(), "b": (raced + 1).tolist()}
         assert split.targets is not None
-        assert torch.equal(split.targets, Y)
+        assert torch.equal(split.targets, Y[RACED])
 
     @pytest.mark.parametrize(
         "data",
@@ -130,6 +136,18 @@ class TestData:
         split = load(tmp_path, every_split("[(x[0], y[0]), (x[1], y[1])]")).splits["train"]
         assert split.targets is not None
         assert split.targets.tolist() == [0, 1]
+
+    def test_only_validation_is_shuffled_the_same_way_each_time(self, tmp_path: Path) -> None:
+        """So that a race looks at a random sample of it, and every reader at the same one."""
+        assert sorted(RACED.tolist()) == list(range(20)) != RACED.tolist()
+        for data in ("((x, x + 1), y)", "x"):
+            parts = positional(load(tmp_path, every_split(data)).splits["validation"].inputs)
+            assert [part.tolist() for part in parts] == [(X + i)[RACED].tolist() for i in range(len(parts))]
+
+    def test_the_order_is_no_part_of_the_hash(self, tmp_path: Path) -> None:
+        loaded = load(tmp_path)
+        given = {f"{name}.{what}": part for name in SPLITS for what, part in (("inputs", X), ("targets", Y))}
+        assert loaded.data_sha256 == sha256_of(given)
 
     def test_a_split_is_a_copy(self, tmp_path: Path) -> None:
         loaded = load(tmp_path, every_split("(x, y)"))

@@ -5,7 +5,7 @@ entry: on `animals` (90 % pruned, 3 bits, 60 steps) that reached a validation ac
 (0.808 at four times the learning rate), and indices alone 0.863.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -76,6 +76,17 @@ class TrainedCodebook(TrainedWeight):
     def learned(self) -> Sequence[Learned]:
         """The entries."""
         return (Learned([self.entries]),) if self._learned else ()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that training has changed: also the entries."""
+        return super().state() | {"entries": self.entries.detach(), "exponent": torch.tensor(self._like.exponent)}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Become what `state` was taken of."""
+        super().restore(state)
+        self.entries.copy_(state["entries"])
+        self._like = replace(self._like, exponent=int(state["exponent"]))
 
     def coded(self) -> CodedWeight:
         """The weights as they are now, on the CPU."""

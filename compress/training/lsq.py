@@ -1,6 +1,6 @@
 """Learned step size quantization (LSQ), Esser et al. 2020 (arXiv:1902.08153): the steps of a grid are trained, too."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -74,6 +74,21 @@ class TrainedSteps(TrainedWeight):
             self._alive = self._alive | (bare & (new.step > 0))
         super().choose(kept & spread(self._alive, kept.shape[1]))
         self._set_scale()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that training has changed: also the steps, which are alive, and their gradients' scale."""
+        low = {} if self._low is None else {"low": self._low}
+        steps = {"step": self.step.detach(), "alive": self._alive, "scale": self._scale}
+        return super().state() | low | steps
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Become what `state` was taken of."""
+        super().restore(state)
+        device = self.latent.device
+        self.step.copy_(state["step"])
+        self._low = state["low"].to(device) if "low" in state else None
+        self._alive, self._scale = state["alive"].to(device), state["scale"].to(device)
 
     @torch.no_grad()
     def coded(self) -> CodedWeight:

@@ -4,7 +4,7 @@ The forward pass uses the masked and rounded weights, gradients go to float ("la
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +44,16 @@ class TrainedWeight(ABC):
     def choose(self, kept: torch.Tensor) -> None:
         """Take another mask, (channels, n)."""
         self.kept = kept
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that training has changed, on its device."""
+        return {"latent": self.latent.detach(), "kept": self.kept}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Become what `state` was taken of, another one of the same coded weight."""
+        self.latent.copy_(state["latent"])
+        self.kept = state["kept"].to(self.latent.device)
 
     @abstractmethod
     def stored(self) -> torch.Tensor:
@@ -104,6 +114,19 @@ class TrainedCodes(TrainedWeight):
             self._alive = spread(new.step > 0, weights.shape[1])
             self._set_ends()
         super().choose(kept & self._alive)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that training has changed: also the grid, which new masks change."""
+        low = {} if self._grid.low is None else {"low": self._grid.low}
+        return super().state() | low | {"step": self._grid.step, "exponent": torch.tensor(self._grid.exponent)}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Become what `state` was taken of."""
+        super().restore(state)
+        grid = Grid(state["step"], int(state["exponent"]), state.get("low"))
+        self._grid = on_device(grid, self.latent.device)
+        self._alive = spread(self._grid.step > 0, self.latent.shape[1])
+        self._set_ends()
 
     @torch.no_grad()
     def coded(self) -> CodedWeight:

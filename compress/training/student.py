@@ -148,6 +148,36 @@ class Student:
             self._weights[site.name].copy_(site.weight(coded[site.name].decode()))
         return coded
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that training has changed, by name, copied to the CPU; a rung's optimizer does not outlive it."""
+        found = {f"model {name}": tensor for name, tensor in _tensors(self.model).items()}
+        for name, one in self._trained.items():
+            found |= {f"site {name} {what}": tensor for what, tensor in one.state().items()}
+        found["rung"] = torch.tensor(self._rung)
+        contiguous = torch.contiguous_format
+        return {name: one.detach().to("cpu", copy=True, memory_format=contiguous) for name, one in found.items()}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Become what `state` was taken of, another student that began as this one did; then go on as that one would.
+
+        Raises:
+            ValueError: it began as another one.
+        """
+        if {name: one.shape for name, one in state.items()} != {name: one.shape for name, one in self.state().items()}:
+            raise ValueError("this state is that of another student: names or shapes differ")
+        for name, tensor in _tensors(self.model).items():
+            tensor.copy_(state[f"model {name}"])
+        for name, one in self._trained.items():
+            start = f"site {name} "
+            one.restore({key.removeprefix(start): value for key, value in state.items() if key.startswith(start)})
+        self._rung = int(state["rung"])
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, those that are not saved among them."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
 
 def _trained(coded: CodedWeight, latent: torch.Tensor, kept: torch.Tensor, settings: Distillation) -> TrainedWeight:
     one = _of_kind(coded, latent, kept, settings)

@@ -1,7 +1,7 @@
 """Asking a sampler for policies, so that what it may see depends on the trial's number alone."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -9,8 +9,10 @@ from optuna.samplers._ga._base import BaseGASampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from objectives.evaluation import seed_of
-from search.samplers.named import MakeSampler, sampler_maker
+from objectives.score import RungScore
+from objectives.seeds import seed_of
+from search.samplers.history import LOSSES, STOPPED
+from search.samplers.named import Knowledge, MakeSampler, sampler_maker
 from search.study import DIRECTIONS, Origin, Proposal, distributions
 from spaces.errors import ConfigError
 from spaces.policy import Policy
@@ -31,6 +33,8 @@ class Proposer:
         options: for it.
         seed: of the search.
         first: the candidates that are tried before the sampler is asked, with their origin.
+        knowledge: for our sampler.
+        focus: the sizes, bytes from low to high, that a candidate of a number should have; None or nothing is any.
     """
 
     def __init__(
@@ -40,10 +44,13 @@ class Proposer:
         options: Mapping[str, Any],
         seed: int,
         first: Sequence[tuple[Origin, Policy]],
+        knowledge: Knowledge | None = None,
+        focus: Callable[[int], tuple[float, float] | None] | None = None,
     ) -> None:
         self._space, self._name, self._options, self._seed, self._first = space, name, options, seed, first
         self.distributions = distributions(space)
-        self._make: MakeSampler = sampler_maker(name, options)
+        self._knowledge = knowledge
+        self._make: MakeSampler = sampler_maker(name, options, seed, knowledge, focus)
         self._storage = InMemoryStorage()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
@@ -58,7 +65,7 @@ class Proposer:
         Raises:
             ConfigError: it cannot; for example it knows a single objective only.
         """
-        scratch = Proposer(self._space, self._name, self._options, 0, ())
+        scratch = Proposer(self._space, self._name, self._options, 0, (), self._knowledge)
         try:
             for number in range(3):
                 scratch.propose(number)
@@ -104,8 +111,21 @@ class Proposer:
             {key: value for key, value in after.items() if before.get(key) != value},
         )
 
-    def tell(self, number: int, values: tuple[float, float] | None) -> None:
-        """Let the sampler see a result; None is a failure.
+    def tell(
+        self,
+        number: int,
+        values: tuple[float, float] | None,
+        rungs: Sequence[RungScore] = (),
+        *,
+        stopped: bool = False,
+    ) -> None:
+        """Let the sampler see a result.
+
+        Args:
+            number: of the trial.
+            values: accuracy and bytes; None is a failure.
+            rungs: its scores, rung by rung; the sampler sees their losses on validation data.
+            stopped: whether a race stopped it.
 
         Raises:
             ValueError: the trial was never asked, or was told.
@@ -113,6 +133,8 @@ class Proposer:
         trial = self._storage.get_trial(self._id(number))
         if trial.state is not TrialState.RUNNING:
             raise ValueError(f"trial {number} was told already: it is {trial.state.name}")
+        self._storage.set_trial_user_attr(trial._trial_id, LOSSES, [rung.validation_loss for rung in rungs])
+        self._storage.set_trial_user_attr(trial._trial_id, STOPPED, stopped)
         state = TrialState.COMPLETE if values is not None else TrialState.FAIL
         self._make(seed_of(self._seed, f"tell {number}")).after_trial(self._study, trial, state, values)
         self._storage.set_trial_state_values(trial._trial_id, state, values)
@@ -142,7 +164,9 @@ class Proposer:
         params: dict[str, Any] = {}
         for attempt in range(ATTEMPTS):
             trial = self._storage.get_trial(trial_id)
-            params = self._draw(self._make(seed_of(self._seed, f"ask {number} {attempt}")), trial)
+            before, params = params, self._draw(self._make(seed_of(self._seed, f"ask {number} {attempt}")), trial)
+            if params == before:  # as one whose draws depend on the number alone
+                break
             if self._space.policy(params).digest not in self._asked:
                 break
         return params

@@ -11,7 +11,8 @@ from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from search.address import full_address, hide_password, sqlite_file, url_problem
-from search.storage.rdb import Storage, reason
+from search.storage.connecting import reason
+from search.storage.rdb import Storage
 from spaces.errors import StudyError
 
 _NAMES: Final = {"studies", "trials"}  # Optuna's, and what another program might call its own

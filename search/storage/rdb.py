@@ -1,7 +1,6 @@
 """Optuna's storage with set-based writes and reads."""
 
 import math
-import sqlite3
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -11,10 +10,13 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, func, insert, or_, select, update
+from sqlalchemy import Connection, Table, func, insert, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from objectives.racing import Outcomes
 from search.address import full_address, hide_password, sqlite_file
+from search.storage.connecting import WalConnection, reason
+from search.storage.outcomes import TABLE, forget_outcomes, read_outcomes, replace_outcomes
 from search.storage.rows import (
     PARAMS,
     STUDIES,
@@ -31,20 +33,6 @@ from search.storage.rows import (
 from spaces.errors import StudyError
 
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
-
-
-class _WalConnection(sqlite3.Connection):
-    """A connection in write-ahead mode: readers never wait for the driver; a killed process loses nothing.
-
-    A connection class, not an engine event, because the storage's constructor both makes the engine and
-    connects, and because unpickling a storage makes its engine again.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.execute("PRAGMA busy_timeout = 30000")  # ms
-        self.execute("PRAGMA journal_mode = WAL")
-        self.execute("PRAGMA synchronous = NORMAL")
 
 
 class Storage(RDBStorage):
@@ -72,7 +60,7 @@ class Storage(RDBStorage):
         try:
             super().__init__(
                 whole.replace("{", "{{").replace("}", "}}"),  # Optuna formats it
-                {"connect_args": {"factory": _WalConnection}} if on_sqlite else {"pool_pre_ping": True},
+                {"connect_args": {"factory": WalConnection}} if on_sqlite else {"pool_pre_ping": True},
             )
         except Exception:
             if hasattr(self, "engine"):
@@ -185,6 +173,7 @@ class Storage(RDBStorage):
         values: Sequence[float] | None,
         user_attrs: Mapping[str, Any],
         study_attrs: Mapping[str, Any] = _NONE,
+        outcomes: Mapping[int, Outcomes] | None = None,
     ) -> None:
         """Stores how a RUNNING trial ended, once.
 
@@ -194,6 +183,8 @@ class Storage(RDBStorage):
             values: one number per objective, infinite ones allowed; COMPLETE needs them, FAIL has None.
             user_attrs: JSON values by name, added to the trial's.
             study_attrs: JSON values by name, put into the study's user attributes in the same transaction.
+            outcomes: per sample, by rung, stored in the same transaction; `make_outcomes` was called before. None
+                leaves those that are there alone.
 
         Raises:
             StudyError: the trial is not running, the values do not fit the state, or the database failed;
@@ -219,10 +210,51 @@ class Storage(RDBStorage):
             if stored:
                 connection.execute(insert(VALUES), stored)
             put_attrs(connection, USER_ATTRS, "trial_id", trial_id, user_attrs)
-            if study_attrs:
-                owner = select(TRIALS.c.study_id).where(TRIALS.c.trial_id == trial_id)
-                study_id = connection.execute(owner).scalar_one()
+            if study_attrs or outcomes is not None:
+                owner = select(TRIALS.c.study_id, TRIALS.c.number).where(TRIALS.c.trial_id == trial_id)
+                study_id, number = connection.execute(owner).one()
                 put_attrs(connection, STUDY_ATTRS, "study_id", study_id, study_attrs)
+                if outcomes is not None:
+                    replace_outcomes(connection, study_id, number, outcomes)
+
+    def make_table(self, table: Table) -> None:
+        """Makes a table of ours where it is missing.
+
+        Raises:
+            StudyError: the database failed.
+        """
+        for last in (False, True):
+            try:
+                with self.transaction(f"making the table {table.name}", write=True) as connection:
+                    table.create(connection, checkfirst=True)
+                return
+            except StudyError:  # another process may have made it in between
+                if last:
+                    raise
+
+    def make_outcomes(self, study_id: int, *, anew: bool) -> None:
+        """Makes the table of outcomes where it is missing.
+
+        Args:
+            study_id: the study's id in the database.
+            anew: forget what is there of this study; ids of deleted studies are given again.
+
+        Raises:
+            StudyError: the database failed.
+        """
+        self.make_table(TABLE)
+        if anew:
+            with self.transaction("forgetting outcomes", write=True) as connection:
+                forget_outcomes(connection, study_id)
+
+    def load_outcomes(self, study_id: int) -> dict[int, dict[int, Outcomes]]:
+        """The outcomes of a study, by trial number and rung; losses as they were rounded when they were stored.
+
+        Raises:
+            StudyError: the database failed.
+        """
+        with self.transaction(f"loading the outcomes of study {study_id}", write=False) as connection:
+            return read_outcomes(connection, study_id)
 
     def set_study_attrs(self, study_id: int, attrs: Mapping[str, Any]) -> None:
         """Puts JSON values into the study's user attributes, all of them or none.
@@ -268,13 +300,3 @@ class Storage(RDBStorage):
 
     def _no_study(self, study_id: int) -> str:
         return f"no study has the id {study_id} in {hide_password(self.url)}: was it deleted?"
-
-
-def reason(error: Exception, url: str) -> str:
-    """The first line of what the database said, without SQL and without the URL's password."""
-    first: BaseException = error
-    while first.__cause__ is not None:  # Optuna and SQLAlchemy wrap the driver's
-        first = first.__cause__
-    line = next(iter(str(first).strip().splitlines()), type(first).__name__)
-    password = full_address(url).password
-    return line.replace(str(password), "***") if password else line

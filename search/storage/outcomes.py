@@ -1,0 +1,68 @@
+"""Outcomes per sample of told trials, in a table of our own beside Optuna's: what later races are judged against."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+from sqlalchemy import Column, Connection, Integer, LargeBinary, MetaData, Table, delete, insert, inspect, select
+
+from objectives.racing import Outcomes
+
+MOST_LOSS: Final = float(np.finfo(np.float16).max)
+_LONG: Final = LargeBinary(2**31 - 1)  # MySQL's plain BLOB ends at 64 kB
+
+TABLE: Final = Table(
+    "slimfront_outcomes",
+    MetaData(),
+    Column("study_id", Integer, primary_key=True, autoincrement=False),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("rung", Integer, primary_key=True, autoincrement=False),
+    Column("sample_values", _LONG, nullable=False),  # a bit each where all are 0 or 1, else float32
+    Column("losses", _LONG, nullable=False),  # float16
+)
+
+
+def encode(outcomes: Outcomes) -> tuple[bytes, bytes]:
+    """Values and losses as they are stored."""
+    values = outcomes.values
+    plain = bool(((values == 0) | (values == 1)).all())
+    losses = np.nan_to_num(outcomes.losses, nan=MOST_LOSS).clip(-MOST_LOSS, MOST_LOSS)
+    stored = np.packbits(values.astype(bool)) if plain else values.astype("<f4")
+    return stored.tobytes(), losses.astype("<f2").tobytes()
+
+
+def decode(values: bytes, losses: bytes) -> Outcomes:
+    """What `encode` gave: the values as they were, the losses rounded to float16."""
+    found = np.frombuffer(losses, "<f2").astype(np.float32)
+    if len(values) == 4 * found.size:
+        return Outcomes(np.frombuffer(values, "<f4").astype(np.float32), found)
+    bits = np.unpackbits(np.frombuffer(values, np.uint8), count=found.size)
+    return Outcomes(bits.astype(np.float32), found)
+
+
+def replace_outcomes(connection: Connection, study_id: int, number: int, outcomes: Mapping[int, Outcomes]) -> None:
+    """Store the outcomes of a trial by rung, in place of any that are there."""
+    connection.execute(delete(TABLE).where(TABLE.c.study_id == study_id, TABLE.c.number == number))
+    rows = [(rung, *encode(one)) for rung, one in outcomes.items()]
+    named = [
+        {"study_id": study_id, "number": number, "rung": rung, "sample_values": values, "losses": losses}
+        for rung, values, losses in rows
+    ]
+    if named:
+        connection.execute(insert(TABLE), named)
+
+
+def read_outcomes(connection: Connection, study_id: int) -> dict[int, dict[int, Outcomes]]:
+    """All outcomes of a study by trial number and rung, in one statement; none where nothing was ever stored."""
+    if not inspect(connection).has_table(TABLE.name):
+        return {}
+    columns = TABLE.c.number, TABLE.c.rung, TABLE.c.sample_values, TABLE.c.losses
+    found: dict[int, dict[int, Outcomes]] = {}
+    for number, rung, values, losses in connection.execute(select(*columns).where(TABLE.c.study_id == study_id)):
+        found.setdefault(number, {})[rung] = decode(values, losses)
+    return found
+
+
+def forget_outcomes(connection: Connection, study_id: int) -> None:
+    """Delete all outcomes of a study."""
+    connection.execute(delete(TABLE).where(TABLE.c.study_id == study_id))
