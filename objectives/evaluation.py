@@ -12,6 +12,7 @@ from compress.training.teacher import TeacherOutputs, WholeOutputs
 from compress.training.teacher import teach as teach_on
 from objectives.seeds import seed_of
 from objectives.splits import SplitName
+from objectives.threads import set_threads
 from objectives.workload import LoadedWorkload
 from spaces.errors import WorkloadError
 from spaces.policy import ChannelPruning, Choice, Distillation
@@ -104,7 +105,7 @@ def resolve_device(wished: str) -> str:
 
 def teach(loaded: LoadedWorkload, evaluation: Evaluation) -> Teacher:
     """The teacher's outputs on train data (none where nothing is distilled), calibration and validation data."""
-    torch.set_num_threads(evaluation.threads)
+    set_threads(evaluation.threads)
     model = loaded.model.to(evaluation.device)
     try:
         calibration, validation = (forward(loaded, model, name, evaluation) for name in ("calibration", "validation"))

@@ -26,6 +26,7 @@ from objectives.models import Models
 from objectives.one_shot import OneShot, Workshop
 from objectives.racing import Outcomes, Race
 from objectives.splits import SplitName
+from objectives.threads import set_threads
 from objectives.workload import LoadedWorkload
 from spaces.errors import ArtifactError, CandidateError, SlimfrontError
 from spaces.policy import Policy
@@ -97,7 +98,7 @@ class Scorer:
     """
 
     def __init__(self, loaded: LoadedWorkload, evaluation: Evaluation, teacher: Teacher) -> None:
-        torch.set_num_threads(evaluation.threads)
+        set_threads(evaluation.threads)
         if evaluation.device == "cuda":
             torch.use_deterministic_algorithms(True, warn_only=True)
         self.loaded, self.evaluation, self.teacher = loaded, evaluation, teacher

@@ -5,14 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
-
 from compress.calibration import batchnorms
 from compress.layer import Cost
 from objectives.evaluation import Evaluation, Teacher, needs_gradients, no_teacher, resolve_device, teach
 from objectives.float_score import FloatScore
 from objectives.score import Scorer
 from objectives.sensitivities import setting_loss
+from objectives.threads import set_threads
 from objectives.workload import LoadedWorkload, load_workload
 from search.config import Config
 from search.first import predicted, uniform
@@ -88,7 +87,7 @@ def check(config: Config) -> Checked:
         smoothing=config.space.smoothing,
         gradients=_looks_at_gradients(config),
     )
-    torch.set_num_threads(config.threads)  # before anything is computed, as in a worker
+    set_threads(config.threads)  # before anything is computed, as in a worker
     loaded = load_workload(config.workload_entry(), config.workload)
     _check_training(config, loaded)
     float_score = Scorer(loaded, evaluation, no_teacher()).float_score()

@@ -15,6 +15,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 from compress.training.teacher import AskedOutputs
 from objectives.evaluation import Evaluation, Teacher, teach
 from objectives.score import Scorer
+from objectives.threads import set_threads
 from objectives.workload import LoadedWorkload, load_workload
 from search.tasks import RETRIES, Result, Task, run
 from spaces.errors import RetryableError, StudyError
@@ -36,7 +37,7 @@ class _Worker:
         teacher: Sequence[Any],
     ) -> None:
         sys.path.extend(folder for folder in path if folder not in sys.path)  # user code, where the driver finds it
-        torch.set_num_threads(evaluation.threads)
+        set_threads(evaluation.threads)
         loaded = load_workload(entry, name)
         if (loaded.model_sha256, loaded.data_sha256) != hashes:
             what = "model is" if loaded.model_sha256 != hashes[0] else "data are"

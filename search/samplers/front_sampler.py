@@ -15,6 +15,7 @@ from search.pareto import Box
 from search.samplers.evolution import anywhere, bred
 from search.samplers.history import History, Look, Seen
 from search.samplers.loss_model import Features
+from search.samplers.one_thread import one_thread
 from search.samplers.plan import Plan, make_plan
 from search.samplers.recipe import recipe
 from search.samplers.start import start_points
@@ -100,6 +101,7 @@ class FrontSampler(BaseSampler):
         letters = int.from_bytes(param_name.encode(), "big")
         return anywhere(param_distribution, self._draw(trial.number, letters))
 
+    @one_thread
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from search.samplers.one_thread import one_thread
 from search.samplers.table import SiteTable, Table, log_losses
 
 Floats = npt.NDArray[np.float64]
@@ -48,6 +49,7 @@ class Features:
         tables: the settings.
     """
 
+    @one_thread
     def __init__(self, tables: Sequence[Table]) -> None:
         self.tables = tables
         self._at = {name: i for i, name in enumerate(dict.fromkeys(s.name for t in tables for s in t.sites))}
