@@ -9,6 +9,7 @@ import numpy as np
 from compress.layer import Cost
 from objectives.score import Scorer
 from objectives.sensitivities import site_sensitivity
+from search.sensitivity import ladder
 from spaces.policy import Choice, Policy
 
 
@@ -83,10 +84,8 @@ def measured(costs: Sequence[Cost], count: int) -> list[int]:
     """Which choices are measured: of those that no other one is better than, `count` evenly spread over log error."""
     if count >= len(costs):
         return list(range(len(costs)))
-    ladder: list[int] = []
-    for i in sorted(range(len(costs)), key=lambda i: (costs[i].bytes, costs[i].error)):
-        if not ladder or costs[i].error < costs[ladder[-1]].error:
-            ladder.append(i)
-    logs = np.log([max(costs[i].error, 1e-12) for i in ladder])
+    errors = np.array([cost.error for cost in costs])
+    best = ladder(np.array([cost.bytes for cost in costs]), errors)
+    logs = np.log(np.maximum(errors[best], 1e-12))
     wished = np.linspace(logs[0], logs[-1], 2 * count + 1)[1::2]
-    return sorted({ladder[int(np.argmin(np.abs(logs - one)))] for one in wished})
+    return sorted({int(best[np.argmin(np.abs(logs - one))]) for one in wished})

@@ -59,6 +59,18 @@ def _thin(sums: npt.NDArray[np.int64], kept: npt.NDArray[np.int64], most: int) -
     return kept[last]
 
 
+def ladder(bytes: npt.NDArray[np.int64], losses: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """The choices of a site that no other one is better than, in bytes and predicted loss, by bytes: (rungs,).
+
+    Args:
+        bytes: of each choice, (choices,).
+        losses: of each choice, (choices,).
+    """
+    order = np.lexsort((losses, bytes))
+    least = np.minimum.accumulate(losses[order])
+    return np.asarray(order[np.concatenate(([True], losses[order][1:] < least[:-1]))])
+
+
 def within(total: npt.NDArray[np.int64], most_bytes: float) -> int:
     """Index of the state of least predicted loss of at most so many bytes: the shortest answer that a front gives.
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search.samplers.table import Table
+from search.sensitivity import ladder
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -28,8 +29,8 @@ def switches(table: Table, costs: Sequence[Floats], parent: Ints, count: int, dr
         int64 (<= count, sites).
     """
     found = []
-    ladders = [_ladder(site.bytes, cost) for site, cost in zip(table.sites, costs, strict=True)]
-    movable = [i for i, ladder in enumerate(ladders) if len(ladder) > 1]
+    ladders = [ladder(site.bytes, cost) for site, cost in zip(table.sites, costs, strict=True)]
+    movable = [i for i, steps in enumerate(ladders) if len(steps) > 1]
     for _ in range(count if len(movable) > 1 else 0):
         child = parent.copy()
         up, down = draw.choice(movable, 2, replace=False)
@@ -57,26 +58,19 @@ def mutated(table: Table, parent: Ints, count: int, draw: np.random.Generator) -
     return children
 
 
-def _ladder(bytes: Ints, costs: Floats) -> Ints:
-    """The choices that no other one is better than, in bytes and predicted loss, by bytes."""
-    order = np.lexsort((costs, bytes))
-    least = np.minimum.accumulate(costs[order])
-    return np.asarray(order[np.concatenate(([True], costs[order][1:] < least[:-1]))])
-
-
-def _step(table: Table, ladder: Ints, child: Ints, site: int, steps: int) -> int:
+def _step(table: Table, rungs: Ints, child: Ints, site: int, steps: int) -> int:
     """Move a site along its ladder; the bytes that it gained."""
     bytes = table.sites[site].bytes
     now = int(bytes[child[site]])
-    at = int(np.searchsorted(bytes[ladder], now, side="right" if steps > 0 else "left"))
+    at = int(np.searchsorted(bytes[rungs], now, side="right" if steps > 0 else "left"))
     at += steps - 1 if steps > 0 else steps
-    child[site] = ladder[min(len(ladder) - 1, max(0, at))]
+    child[site] = rungs[min(len(rungs) - 1, max(0, at))]
     return int(bytes[child[site]]) - now
 
 
-def _repay(table: Table, ladder: Ints, child: Ints, site: int, owed: int) -> None:
+def _repay(table: Table, rungs: Ints, child: Ints, site: int, owed: int) -> None:
     """Make a site smaller by at least what another one has gained, or as small as it gets."""
     bytes = table.sites[site].bytes
     wished = int(bytes[child[site]]) - owed
-    at = int(np.searchsorted(bytes[ladder], wished, side="right")) - 1
-    child[site] = ladder[max(0, at)]
+    at = int(np.searchsorted(bytes[rungs], wished, side="right")) - 1
+    child[site] = rungs[max(0, at)]

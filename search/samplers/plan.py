@@ -13,7 +13,7 @@ from search.samplers.history import Look, Place, Scale, Seen
 from search.samplers.loss_model import Features, LossModel, learn, unlearned
 from search.samplers.moves import crossed, mutated, switches
 from search.samplers.table import Table
-from search.sensitivity import predicted_front
+from search.sensitivity import ladder, predicted_front
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -183,16 +183,12 @@ def _gather(
 
 def front_choices(table: Table, costs: Sequence[Floats], low: float, high: float, share: int = 1) -> Ints:
     """Policies of the predicted front of a table between two sizes, (<= STATES, sites), evenly over log bytes."""
-    ladders = []
-    for site, cost in zip(table.sites, costs, strict=True):
-        order = np.lexsort((cost, site.bytes))
-        least = np.minimum.accumulate(cost[order])
-        ladders.append(order[np.concatenate(([True], cost[order][1:] < least[:-1]))])
-    widest = max(len(ladder) for ladder in ladders)
+    ladders = [ladder(site.bytes, cost) for site, cost in zip(table.sites, costs, strict=True)]
+    widest = max(len(one) for one in ladders)
     states = max(64, min(1024, WORK // (widest * len(ladders) * share)))
     total, _, chosen = predicted_front(
-        [site.bytes[ladder] for site, ladder in zip(table.sites, ladders, strict=True)],
-        [cost[ladder] for cost, ladder in zip(costs, ladders, strict=True)],
+        [site.bytes[one] for site, one in zip(table.sites, ladders, strict=True)],
+        [cost[one] for cost, one in zip(costs, ladders, strict=True)],
         states,
     )
     files = total + table.rest
@@ -202,4 +198,4 @@ def front_choices(table: Table, costs: Sequence[Floats], low: float, high: float
     logs = np.log(files[inside])
     wished = np.linspace(logs[0], logs[-1], STATES)
     states_taken = np.unique(inside[np.clip(np.searchsorted(logs, wished), 0, len(inside) - 1)])
-    return np.stack([ladder[chosen[states_taken, i]] for i, ladder in enumerate(ladders)], axis=1)
+    return np.stack([one[chosen[states_taken, i]] for i, one in enumerate(ladders)], axis=1)
