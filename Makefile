@@ -8,7 +8,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 BENCHMARKS := $(sort $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py)))
 SHORT_search := --samplers front,nsga2+ --seeds 1 --evaluations 40 --json benchmarks/results/search-short.json
+SHORT_storage := --quick --json benchmarks/results/storage-short.json
 SHORT_rungs := --seeds 1 --trials 20 --json benchmarks/results/rungs-short.json
+SHORT_scale := --short --samplers front --json benchmarks/results/scale-short.json
 LINTED := $(wildcard spaces compress objectives search slimfront.py tests benchmarks)
 
 # Prints the version of the torch that the asked Python sees, if Slimfront can use it (see pyproject.toml).

@@ -30,14 +30,13 @@ from benchmarks.searching.measures import saved_bytes
 from benchmarks.searching.setting import CONFIGS
 from compress.files import artifact_path
 from objectives.judging import FixedJudge
-from search.candidates import Prepared, prepare
+from search.candidates import prepare
 from search.config import Config, load_config
 from search.describe import describe
 from search.front import DEPLOYED_DROP, front
 from search.goals import Deadline
 from search.lease import Lease
-from search.loop import _Search
-from search.samplers.proposer import Proposer
+from search.loop import search as search_on
 from search.storage import Storage, open_storage
 from search.study import open_study
 from search.tasks import LocalPool, Result
@@ -112,13 +111,16 @@ def _go_on(config: Config, storage: Storage, study_id: int, seconds: float) -> N
     warm = FixedJudge(len(config.distillation.steps), kept=False)
     prepared.scorer.score(prepared.first[0][1], warm)  # what a process does once, such as imports, is no search's own
     with Lease(storage, study_id, takeover=False) as lease:
-        describe(storage, study_id, config, prepared)
+        describe(storage, study_id, config, prepared, lease)
         if fresh:
             storage.set_study_attrs(study_id, {PREPARATION: preparation})
         while not _enough(told := _told(storage, study_id), most, seconds):
             wanted = int(min(most, _next_stop(told, seconds)))
             budget = config.budget.model_copy(update={"trials": wanted})
-            _launch(config.model_copy(update={"budget": budget}), prepared, storage, study_id, lease)
+            again, deadline = config.model_copy(update={"budget": budget}), Deadline(None, None, datetime.now(UTC))
+            pool = CpuPool(prepared.scorer, cache)
+            if search_on(again, prepared, storage, study_id, lease, deadline, pool):
+                raise KeyboardInterrupt
     members = {one.trial: one for at in range(len(told)) for one in members_of(told[: at + 1])}
     accuracies = {
         str(one.trial): prepared.scorer.score_file(artifact_path(cache, one.artifact), "test").value
@@ -126,15 +128,6 @@ def _go_on(config: Config, storage: Storage, study_id: int, seconds: float) -> N
         if one.artifact
     }
     storage.set_study_attrs(study_id, {TESTED: {"trials": len(told), "accuracies": accuracies}})
-
-
-def _launch(config: Config, prepared: Prepared, storage: Storage, study_id: int, lease: Lease) -> None:
-    sampler, knowledge = config.sampler, prepared.knowledge
-    proposer = Proposer(prepared.space, sampler.name, sampler.options, config.seed, prepared.first, knowledge)
-    pool = CpuPool(prepared.scorer, prepared.evaluation.cache)
-    deadline = Deadline(None, None, datetime.now(UTC))
-    if _Search(config, prepared, proposer, storage, study_id, lease, deadline).run(pool):
-        raise KeyboardInterrupt
 
 
 def _next_stop(told: Sequence[Told], seconds: float) -> float:

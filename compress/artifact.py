@@ -16,14 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress.apply import stitch
 from compress.coding import RECORD, CodedWeight
 from compress.coding import read as read_coded
+from compress.contents import metadata_of
 from compress.sites import Site
 from spaces.errors import ArtifactError, CandidateError
 from spaces.target import CodingName
@@ -214,25 +215,24 @@ def open_packed(path: Path) -> Opened:
         ArtifactError: not a packed file, damaged, or from another version.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = (file.metadata() or {}).get(KEY)
-            if metadata is None or set(file.keys()) != {"payload"}:
-                raise ArtifactError(
-                    f'{path}: not a packed model: it has no "{KEY}" entry; `slimfront apply` writes one'
-                )
-            version, _, entry = metadata.partition(" ")
-            if version != str(VERSION):
-                earlier = version.isascii() and version.isdigit() and len(version) < 10 and int(version) < VERSION
-                fix = "pack it again: `slimfront apply --retrain`" if earlier else "upgrade Slimfront"
-                raise ArtifactError(f"{path}: artifact version {version[:20]}, this Slimfront reads {VERSION}: {fix}")
-            kept = file.get_slice("payload")
-            if kept.get_dtype() != "U8" or len(kept.get_shape()) != 1:
-                raise ArtifactError(f"{path}: the payload is of the wrong type or shape: the file is damaged")
-            payload = file.get_tensor("payload").tobytes()
+        return opened(path.read_bytes(), path)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: no such file") from error
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise ArtifactError(f"{path}: not a safetensors file, or damaged: {error}") from error
+
+
+def opened(blob: bytes, path: Path) -> Opened:
+    """Check the version and checksum of a packed file that was read.
+
+    Args:
+        blob: it.
+        path: where it was, for messages.
+
+    Raises:
+        ArtifactError: not a packed file, damaged, or from another version.
+    """
+    payload, entry = _payload(blob, path)
     start = 2 * DIGEST_BYTES + LENGTH.size
     if len(payload) < start:
         raise ArtifactError(f"{path}: the payload has {len(payload)} bytes, which is too short: the file is damaged")
@@ -244,6 +244,29 @@ def open_packed(path: Path) -> Opened:
     structure = payload[start : start + length]
     fingerprint = payload[DIGEST_BYTES : 2 * DIGEST_BYTES]
     return Opened(path, entry, fingerprint, structure, memoryview(payload)[start + length :])
+
+
+def _payload(blob: bytes, path: Path) -> tuple[bytes, str]:
+    """A packed file's payload, and the entry of its workload.
+
+    Raises:
+        ArtifactError: not a packed file, or from another version.
+    """
+    try:
+        metadata, tensors = metadata_of(blob).get(KEY), load(blob)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a safetensors file, or damaged: {error}") from error
+    if metadata is None or set(tensors) != {"payload"}:
+        raise ArtifactError(f'{path}: not a packed model: it has no "{KEY}" entry; `slimfront apply` writes one')
+    version, _, entry = metadata.partition(" ")
+    if version != str(VERSION):
+        earlier = version.isascii() and version.isdigit() and len(version) < 10 and int(version) < VERSION
+        fix = "pack it again: `slimfront apply --retrain`" if earlier else "upgrade Slimfront"
+        raise ArtifactError(f"{path}: artifact version {version[:20]}, this Slimfront reads {VERSION}: {fix}")
+    payload = tensors["payload"]
+    if payload.dtype != np.uint8 or payload.ndim != 1:
+        raise ArtifactError(f"{path}: the payload is of the wrong type or shape: the file is damaged")
+    return payload.tobytes(), entry
 
 
 def _raw(tensor: torch.Tensor) -> bytes:

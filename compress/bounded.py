@@ -6,12 +6,13 @@ killed at any time: a reader sees a whole file or none.
 
 import contextlib
 import os
-import tempfile
-import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-ABANDONED_SECONDS = 3600.0  # a file that is still being written is younger
+from compress.files import sweep, write_file
+
+LOOK_SHARE = 0.1  # of the bound: so many bytes are put between two looks at the whole folder
 
 
 class BoundedFolder:
@@ -28,10 +29,12 @@ class BoundedFolder:
         self._folder, self._max_bytes, self._spare = folder, max_bytes, spare
         self._used: set[str] = set()
         self._total: int | None = None  # bytes, as far as this process knows
+        self._oldest: deque[tuple[float, int, Path]] = deque()  # as `_files`, of the last look
+        self._since = 0  # bytes that were to be put since then
 
     def path(self, key: str) -> Path:
         """Where the file of this key is, if there is one."""
-        return self._folder / key[:2] / f"{key}.safetensors"
+        return self._folder / name_of(key)
 
     def use(self, key: str) -> None:
         """Note that the file of this key was used now."""
@@ -41,21 +44,11 @@ class BoundedFolder:
 
     def put(self, key: str, blob: bytes) -> None:
         """Keep a file, if there is room or room can be made; a full disk keeps nothing and is no error."""
-        path = self.path(key)
         with contextlib.suppress(OSError):
-            if not self._room_for(len(blob)):
-                return
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(blob)
-                os.replace(name, path)
-            except BaseException:
-                os.unlink(name)
-                raise
-            self._used.add(key)
-            self._total = (self._total or 0) + len(blob)
+            if self._room_for(len(blob)):
+                write_file(self.path(key), blob, lasting=False)
+                self._used.add(key)
+                self._total = (self._total or 0) + len(blob)
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """When each file was used last, its bytes and its path."""
@@ -64,22 +57,42 @@ class BoundedFolder:
                 stat = path.stat()
                 yield stat.st_mtime, stat.st_size, path
 
-    def _sweep(self) -> None:
-        """Remove what processes that were killed while they wrote have left."""
-        for path in self._folder.glob("??/.*"):
-            with contextlib.suppress(OSError):
-                if path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
-                    path.unlink()
+    def _look(self) -> None:
+        """See what is in the folder now."""
+        sweep(self._folder, "??/.*")
+        self._oldest = deque(sorted(self._files()))
+        self._total, self._since = sum(size for _, size, _ in self._oldest), 0
 
     def _room_for(self, size: int) -> bool:
-        if self._total is None or self._total + size > self._max_bytes:
-            self._sweep()
-            files = sorted(self._files())
-            self._total = sum(one for _, one, _ in files)
-            for _, one, path in files:
-                if self._total + size <= self._max_bytes:
-                    break
-                if not (self._spare and path.stem in self._used):
-                    path.unlink(missing_ok=True)
-                    self._total -= one
+        """Make room; a full folder is not looked through for each file."""
+        if size > self._max_bytes:
+            return False
+        if self._total is None or self._since + size > self._max_bytes * LOOK_SHARE:
+            self._look()
+        self._since += size
+        assert self._total is not None  # noqa: S101 - for mypy
+        while self._total + size > self._max_bytes and self._oldest:
+            when, old, path = self._oldest.popleft()
+            if self._spare and path.stem in self._used:
+                continue
+            if _removed(path, when):
+                self._total -= old
         return self._total + size <= self._max_bytes
+
+
+def _removed(path: Path, when: float) -> bool:
+    """Remove a file unless it was used since; whether it is gone."""
+    try:
+        if path.stat().st_mtime != when:
+            return False
+        path.unlink()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def name_of(key: str) -> str:
+    """Where the file of a key is below its folder."""
+    return f"{key[:2]}/{key}.safetensors"

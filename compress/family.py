@@ -212,5 +212,12 @@ class Family:
         Raises:
             ArtifactError: the file is damaged, from another version, or of another model.
         """
-        opened = open_packed(path)
+        return self.model_of(open_packed(path))
+
+    def model_of(self, opened: Opened) -> nn.Module:
+        """The model of a packed file that was read, in evaluation mode.
+
+        Raises:
+            ArtifactError: the file is damaged, or of another model.
+        """
         return self.of_file(opened).layout.unpack(opened)

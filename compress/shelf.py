@@ -1,6 +1,7 @@
 """Compressed layers on disk: one small safetensors file each, found by the hash of all that determines it.
 
-What is there is not made again, by any process. Files are memory-mapped.
+What is there is not made again, by any process, nor by other nodes where they share a store. Local files are
+memory-mapped.
 """
 
 import hashlib
@@ -13,12 +14,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from compress.bounded import BoundedFolder
+from compress.bounded import BoundedFolder, name_of
 from compress.coding import CodedWeight, Kind
+from compress.contents import contents
 from compress.layer import CompressedLayer, Cost
 from compress.quantization.uniform import Grid
+from compress.shared import Shared
 
 KEY = "slimfront.layer"
+WRONG = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class Shelf:
@@ -28,21 +32,33 @@ class Shelf:
         folder: made when the first layer is put; it may vanish at any time.
         max_bytes: bound on the files together. To make room, the layers that were used longest ago go first, never
             those that this process used; what still does not fit is not kept.
+        shared: where nodes share layers; what is here has been put there.
     """
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        self._files = BoundedFolder(folder, max_bytes, spare=True)
+    def __init__(self, folder: Path, max_bytes: int, shared: Shared | None = None) -> None:
+        self._files, self._shared = BoundedFolder(folder, max_bytes, spare=True), shared
 
     def get(self, key: str) -> CompressedLayer | None:
-        """The layer of this key; None if it is not here, or damaged."""
+        """The layer of this key; None if it is not here, or damaged, and not in what nodes share."""
+        layer = self._local(key)
+        if layer is not None or self._shared is None:
+            return layer
+
+        def fetched(blob: bytes) -> CompressedLayer | None:
+            found = _fetched(key, blob)
+            if found is not None:
+                self._files.put(key, blob)
+            return found
+
+        return self._shared.get(_name(key), fetched)
+
+    def _local(self, key: str) -> CompressedLayer | None:
         try:
             with safe_open(self._files.path(key), framework="pt") as file:
                 about = json.loads((file.metadata() or {})[KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            if _digest(key, tensors, about) != about["digest"]:
-                return None
-            layer = _layer(about, tensors)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+            layer = _read(key, about, tensors)
+        except WRONG:
             return None
         self._files.use(key)
         return layer
@@ -51,7 +67,34 @@ class Shelf:
         """Keep a layer, if there is room or room can be made; a full disk keeps nothing and is no error."""
         tensors, about = _document(layer)
         about["digest"] = _digest(key, tensors, about)
-        self._files.put(key, save(tensors, metadata={KEY: json.dumps(about)}))
+        blob = save(tensors, metadata={KEY: json.dumps(about)})
+        self._files.put(key, blob)
+        if self._shared is not None:
+            self._shared.put(_name(key), blob)
+
+
+def _name(key: str) -> str:
+    return f"layers/{name_of(key)}"
+
+
+def _fetched(key: str, blob: bytes) -> CompressedLayer | None:
+    """The layer of a file that was fetched; None where it is damaged or another one's."""
+    try:
+        metadata, tensors = contents(blob)
+        return _read(key, json.loads(metadata[KEY]), tensors)
+    except WRONG:
+        return None
+
+
+def _read(key: str, about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> CompressedLayer:
+    """The layer that a file holds.
+
+    Raises:
+        ValueError: it is damaged, or another one's.
+    """
+    if _digest(key, tensors, about) != about["digest"]:
+        raise ValueError("the digest does not match")
+    return _layer(about, tensors)
 
 
 def _document(layer: CompressedLayer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -46,7 +46,7 @@ class Climb:
         self._policy, self._shot = policy, shot
         self._seed = seed_of(evaluation.seed, policy.digest)
         self._generator = torch.Generator().manual_seed(self._seed)
-        self._kept = KeptStudents(evaluation.cache, evaluation.max_bytes)
+        self._kept = KeptStudents(evaluation.cache, evaluation.max_bytes, models.shared)
         self._student: Student | None = None
         self._start: str | None = None  # the student's, where some are kept
         self._best_rung = 0

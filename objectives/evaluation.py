@@ -1,7 +1,7 @@
 """How candidates are evaluated, and what the float model teaches them."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -49,6 +49,8 @@ class Evaluation:
         distillation: the settings that all policies share; None where nothing is distilled.
         smoothing: alpha of SmoothQuant; None is not at all.
         gradients: whether a criterion or codebook needs gradients on calibration data.
+        shared: where nodes share what is in the folder (see `compress.places.checked_url`); None does not share. It
+            may hold a secret.
     """
 
     seed: int
@@ -62,6 +64,7 @@ class Evaluation:
     distillation: Distillation | None = None
     smoothing: float | None = None
     gradients: bool = False
+    shared: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

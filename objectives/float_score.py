@@ -12,7 +12,7 @@ from objectives.compute import dense_macs
 from objectives.evaluation import Evaluation, forward
 from objectives.judging import JUDGED, judge
 from objectives.workload import LoadedWorkload
-from spaces.errors import CandidateError, WorkloadError
+from spaces.errors import CandidateError, RetryableError, WorkloadError
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def float_score(loaded: LoadedWorkload, evaluation: Evaluation) -> FloatScore:
     model = loaded.model.to(evaluation.device)
     try:
         validation, test = (judge(loaded, forward(loaded, model, name, evaluation), name) for name in JUDGED)
-    except CandidateError as error:
+    except (CandidateError, RetryableError) as error:
         raise WorkloadError(f"{loaded.entry}: the float model cannot be scored: {error}") from error
     finally:
         model.cpu()

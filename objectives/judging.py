@@ -6,10 +6,10 @@ from typing import Any, Protocol
 import torch
 
 from objectives.accuracy import Accuracy, summarize
+from objectives.failures import sorted_failures
 from objectives.racing import Race
 from objectives.splits import SplitName
 from objectives.workload import LoadedWorkload
-from spaces.errors import CandidateError
 
 JUDGED: tuple[SplitName, SplitName] = ("validation", "test")
 
@@ -57,6 +57,7 @@ def judge(loaded: LoadedWorkload, outputs: torch.Tensor, name: SplitName) -> Acc
 
     Raises:
         CandidateError: the metric fails, or is neither one finite number nor one a sample.
+        RetryableError: it runs out of memory, or the system refuses it something.
     """
     return summarize(measure(loaded, outputs, name), loaded.splits[name].samples)
 
@@ -66,11 +67,10 @@ def measure(loaded: LoadedWorkload, outputs: torch.Tensor, name: SplitName, star
 
     Raises:
         CandidateError: it fails.
+        RetryableError: it runs out of memory, or the system refuses it something.
     """
     targets: Any = loaded.splits[name].targets
     if targets is not None:
         targets = targets[start : start + outputs.shape[0]]
-    try:
+    with sorted_failures(f"the metric failed on the {name} split: "):
         return loaded.workload.metric(outputs, targets)
-    except Exception as error:
-        raise CandidateError(f"the metric failed on the {name} split: {type(error).__name__}: {error}") from error

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 
-from compress.bounded import BoundedFolder
+from compress.bounded import BoundedFolder, name_of
+from compress.contents import contents
 from compress.inputs import count, outputs, take
+from compress.shared import Shared
 from compress.training.lesson import Lesson
 from compress.training.student import Student
 from objectives.evaluation import Evaluation
@@ -31,10 +33,11 @@ class KeptStudents:
     Args:
         cache: the study's cache folder.
         max_bytes: bound on them together; 0 keeps none.
+        shared: where nodes share them.
     """
 
-    def __init__(self, cache: Path, max_bytes: int) -> None:
-        self._files = BoundedFolder(cache / "students" / "kept", max_bytes, spare=False)
+    def __init__(self, cache: Path, max_bytes: int, shared: Shared | None = None) -> None:
+        self._files, self._shared = BoundedFolder(cache / "students" / "kept", max_bytes, spare=False), shared
 
     def put(
         self, start: str, steps: Sequence[int], student: Student, generator: torch.Generator, *, taken: bool
@@ -50,7 +53,10 @@ class KeptStudents:
         """
         key = _key(start, steps)
         state = {**student.state(), GENERATOR: generator.get_state(), TAKEN: torch.tensor(taken)}
-        self._files.put(key, save(state, metadata={KEY: _seal(key, state)}))
+        blob = save(state, metadata={KEY: _seal(key, state)})
+        self._files.put(key, blob)
+        if self._shared is not None:
+            self._shared.put(_name(key), blob)
 
     def restore(self, start: str, steps: Sequence[int], student: Student, generator: torch.Generator) -> bool | None:
         """Bring a student from its start to where it was kept.
@@ -59,19 +65,31 @@ class KeptStudents:
             `taken`, as it was put; None where none is kept or the file is damaged, and nothing was changed.
         """
         key = _key(start, steps)
-        try:
-            with safe_open(self._files.path(key), framework="pt") as file:
-                seal = (file.metadata() or {}).get(KEY)
-                state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
-        except (OSError, SafetensorError):
-            return None
-        if seal != _seal(key, state):
+        state = self._state(key)
+        if state is None:
             return None
         drawn, taken = state.pop(GENERATOR), state.pop(TAKEN)
         student.restore(state)
         generator.set_state(drawn)
         self._files.use(key)
         return bool(taken)
+
+    def _state(self, key: str) -> dict[str, torch.Tensor] | None:
+        """What was put under a key here, else on another node; None where it is missing or damaged."""
+        try:
+            state = _read(key, self._files.path(key).read_bytes())
+        except OSError:
+            state = None
+        if state is not None or self._shared is None:
+            return state
+
+        def fetched(blob: bytes) -> dict[str, torch.Tensor] | None:
+            found = _read(key, blob)
+            if found is not None:
+                self._files.put(key, blob)
+            return found
+
+        return self._shared.get(_name(key), fetched)
 
 
 def start_of(
@@ -110,6 +128,19 @@ def start_of(
 
 def _key(start: str, steps: Sequence[int]) -> str:
     return hashlib.sha256(f"{start} {list(steps)}".encode()).hexdigest()
+
+
+def _name(key: str) -> str:
+    return f"students/kept/{name_of(key)}"
+
+
+def _read(key: str, blob: bytes) -> dict[str, torch.Tensor] | None:
+    """The state that a file holds; None where it is damaged or another one's."""
+    try:
+        metadata, state = contents(blob)
+        return state if metadata.get(KEY) == _seal(key, state) else None
+    except (SafetensorError, ValueError, KeyError):
+        return None
 
 
 def _seal(key: str, state: Mapping[str, torch.Tensor]) -> str:

@@ -12,6 +12,7 @@ from compress.family import Family, Member, Variant
 from compress.inputs import outputs
 from compress.pruning.channel_scores import kept_channels, scores
 from compress.quantization.smooth import smooth
+from compress.shared import Shared
 from compress.shelf import Shelf
 from compress.statistics import SiteStatistics, collect
 from compress.structure import ChannelGroup, Structure
@@ -33,10 +34,15 @@ class Models:
         loaded: the workload.
         evaluation: settings of the study.
         teacher: the float model's outputs.
+
+    Attributes:
+        lesson: what students learn.
+        shared: where nodes share what takes time to make; None where they do not.
     """
 
     def __init__(self, loaded: LoadedWorkload, evaluation: Evaluation, teacher: Teacher) -> None:
         self._loaded, self._evaluation, self._teacher = loaded, evaluation, teacher
+        self.shared = None if evaluation.shared is None else Shared(evaluation.shared)
         split = loaded.splits["train"]
         kind = loaded.workload.outputs
         self.lesson = Lesson(split.inputs, teacher.train, split.targets, loaded.hard_loss(), kind, loaded.model)
@@ -83,7 +89,9 @@ class Models:
                 lambda: self.statistics(name),
                 self._identity(member),
                 coding=evaluation.coding,
-                shelf=Shelf(evaluation.cache / "layers", evaluation.max_bytes) if evaluation.max_bytes else None,
+                shelf=Shelf(evaluation.cache / "layers", evaluation.max_bytes, self.shared)
+                if evaluation.max_bytes or self.shared
+                else None,
             )
         return self._databases[name]
 
@@ -145,7 +153,9 @@ class Models:
 
     def _model(self, name: str | None) -> nn.Module:
         model = (
-            self._loaded.model if name is None else trained_student(self._loaded, self._evaluation, self.lesson, name)
+            self._loaded.model
+            if name is None
+            else trained_student(self._loaded, self._evaluation, self.lesson, name, self.shared)
         )
         if self._evaluation.smoothing is None:
             return model

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from compress.apply import SiteReport
-from compress.artifact import Layout
-from compress.coding import CodedWeight
-from compress.files import artifact_path, write_file
+from compress.artifact import Opened, open_packed, opened
+from compress.files import artifact_name
 from compress.inputs import outputs
 from objectives.accuracy import Accuracy
 from objectives.climbing import Climb
@@ -24,11 +23,12 @@ from objectives.float_score import FloatScore, check_loss, float_score
 from objectives.judging import Judge, judge
 from objectives.models import Models
 from objectives.one_shot import OneShot, Workshop
+from objectives.packed import keep_packed
 from objectives.racing import Outcomes, Race
 from objectives.splits import SplitName
 from objectives.threads import set_threads
 from objectives.workload import LoadedWorkload
-from spaces.errors import ArtifactError, CandidateError, SlimfrontError
+from spaces.errors import CandidateError, SlimfrontError
 from spaces.policy import Policy
 
 
@@ -137,6 +137,24 @@ class Scorer:
         Args:
             policy: the candidate's.
             judge: the rules for it.
+            start: see `packed`.
+
+        Raises:
+            CandidateError: the policy or the metric fails on it, or there is no next rung.
+            RetryableError: out of memory, or the cache folder cannot be written.
+        """
+        score, blob = self.packed(policy, judge, start)
+        if score.artifact is not None and blob is not None:
+            self.share(score.artifact, blob)
+            keep_packed(self.evaluation.cache, score.artifact, blob)
+        return score
+
+    def packed(self, policy: Policy, judge: Judge, start: Sequence[RungScore] = ()) -> tuple[Score, bytes | None]:
+        """The same, which writes no packed file: where the judge keeps it, it comes beside the score.
+
+        Args:
+            policy: the candidate's.
+            judge: the rules for it.
             start: the scores that it has on the first rungs: they are taken over at no cost, and it goes on to the
                 next rung.
 
@@ -144,10 +162,10 @@ class Scorer:
             CandidateError: the policy or the metric fails on it, or there is no next rung.
             RetryableError: out of memory.
         """
-        with sorted_failures(self.evaluation.cache):
+        with sorted_failures():
             return self._score(policy, judge, start)
 
-    def _score(self, policy: Policy, judge: Judge, start: Sequence[RungScore]) -> Score:
+    def _score(self, policy: Policy, judge: Judge, start: Sequence[RungScore]) -> tuple[Score, bytes | None]:
         clock = time.perf_counter()
         climb = Climb(self.loaded, self.evaluation, self.models, self._workshop, policy, self.one_shot(policy))
         rungs = [replace(one, seconds=0.0, forwards=0, backwards=0) for one in start]
@@ -175,10 +193,12 @@ class Scorer:
         if not found.stopped:
             climb.keep()
         kept = not found.stopped and judge.keep(accuracy.value, best.bytes)
-        artifact = self._keep(best.variant.layout, best.model, best.coded) if kept else None
-        return Score(
+        blob = best.variant.layout.pack(best.model, best.coded) if kept else None
+        artifact = None if blob is None else hashlib.sha256(blob).hexdigest()
+        score = Score(
             accuracy.value, accuracy.ci95, best.bytes, best.macs, tuple(rungs), artifact, found.stopped, tuple(outcomes)
         )
+        return score, blob
 
     def one_shot(self, policy: Policy) -> OneShot:
         """Carry a policy out without training, and correct it on calibration data.
@@ -222,13 +242,10 @@ class Scorer:
             model.cpu()
         return self._taught[split]
 
-    def _keep(self, layout: Layout, model: nn.Module, coded: Mapping[str, CodedWeight]) -> str:
-        blob = layout.pack(model, coded)
-        sha256 = hashlib.sha256(blob).hexdigest()
-        path = artifact_path(self.evaluation.cache, sha256)
-        if not path.exists():
-            write_file(path, blob)
-        return sha256
+    def share(self, sha256: str, blob: bytes) -> None:
+        """Give other nodes a packed file, where the study has a shared folder; what fails is no error."""
+        if self.models.shared is not None:
+            self.models.shared.put(artifact_name(sha256), blob, wait=True)
 
     def score_file(self, path: Path, name: SplitName) -> Accuracy:
         """Accuracy of a packed file on a split.
@@ -237,16 +254,31 @@ class Scorer:
             ArtifactError: the file cannot be read as a model of this workload.
             CandidateError: the model or the metric fails on it.
         """
-        if not path.is_file():
-            raise ArtifactError(f"{path}: no such file")
+        return self._score_opened(open_packed(path), name)
+
+    def score_blob(self, blob: bytes, path: Path, name: SplitName) -> Accuracy:
+        """Accuracy of a packed file that was read on a split.
+
+        Args:
+            blob: it.
+            path: where it was, for messages.
+            name: the split's.
+
+        Raises:
+            ArtifactError: the file cannot be read as a model of this workload.
+            CandidateError: the model or the metric fails on it.
+        """
+        return self._score_opened(opened(blob, path), name)
+
+    def _score_opened(self, file: Opened, name: SplitName) -> Accuracy:
         try:
-            model = self.models.family.load(path).to(self.evaluation.device)
+            model = self.models.family.model_of(file).to(self.evaluation.device)
             inputs = self.loaded.splits[name].inputs
             return judge(self.loaded, outputs(model, inputs, self.evaluation.chunk, self.evaluation.device), name)
         except SlimfrontError:
             raise
         except Exception as error:
-            raise CandidateError(f"{path}: cannot be scored: {type(error).__name__}: {error}") from error
+            raise CandidateError(f"{file.path}: cannot be scored: {type(error).__name__}: {error}") from error
 
 
 def _rung(rung: int, climb: Climb, found: Evidence, samples: int, since: float) -> RungScore:

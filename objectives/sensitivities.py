@@ -78,13 +78,13 @@ def site_sensitivity(
         CandidateError: the setting has no such site, or a choice does not fit it.
         RetryableError: out of memory.
     """
-    with sorted_failures(scorer.evaluation.cache, f"site {site}: "):
+    with sorted_failures(f"site {site}: "):
         variant, samples = scorer.models.variant(policy), max(0, samples)
         found = next((one for one in variant.sites if one.name == site), None)
         if found is None:
             raise CandidateError(f"site {site}: the setting has no such site; it has {[o.name for o in variant.sites]}")
         path = _path(scorer, policy, variant, found, choices, samples)
-        if (known := _read(path, len(choices))) is None:
+        if (known := _read(_known(scorer, path), len(choices))) is None:
             known = _site(scorer, policy, found, choices, samples)
             _write(scorer, path, _document(known))
         return known
@@ -105,14 +105,14 @@ def setting_loss(scorer: Scorer, policy: Policy, samples: int) -> float:
         CandidateError: the setting does not fit the workload.
         RetryableError: out of memory.
     """
-    with sorted_failures(scorer.evaluation.cache, "sensitivities: "):
+    with sorted_failures("sensitivities: "):
         variant = scorer.models.variant(policy)
         if variant.is_brought:
             return 0.0
         if samples <= 0:
             return math.nan
         path = _path(scorer, policy, variant, None, (), samples)
-        loss = _opened(path).get("loss")
+        loss = _known(scorer, path).get("loss")
         if not isinstance(loss, float):
             loss = scorer.models.base(policy).own_loss(samples)
             _write(scorer, path, {"loss": loss})
@@ -228,9 +228,8 @@ def _document(known: SiteSensitivity) -> dict[str, Any]:
     return {**values, "forwards": known.forwards, "backwards": known.backwards}
 
 
-def _read(path: Path, choices: int) -> SiteSensitivity | None:
-    """What a file holds for so many choices; None where it is missing, damaged or something else."""
-    about = _opened(path)
+def _read(about: dict[str, Any], choices: int) -> SiteSensitivity | None:
+    """What a file says of so many choices; None where it was missing, damaged or something else."""
     try:
         found = [np.array([math.nan if x is None else x for x in about[kind]], np.float64) for kind in KINDS]
         if any(one.shape != (choices,) for one in found):
@@ -241,22 +240,51 @@ def _read(path: Path, choices: int) -> SiteSensitivity | None:
         return None
 
 
-def _opened(path: Path) -> dict[str, Any]:
-    """What was written to a file; nothing where it is missing or not as it was written."""
+def _known(scorer: Scorer, path: Path) -> dict[str, Any]:
+    """What was written to a file here or on another node; nothing where it is missing or not as it was written."""
+    shared = scorer.models.shared
     try:
-        about = json.loads(path.read_bytes())
+        about = _opened(path, path.read_bytes())
+    except OSError:
+        about = None
+    if about is None and shared is not None:
+        about = shared.get(_name(path), lambda blob: _opened(path, blob))
+        if about is not None:
+            _keep(scorer, path, _blob(path, about))
+    return about or {}
+
+
+def _opened(path: Path, blob: bytes) -> dict[str, Any] | None:
+    """What a file says; None where it is not as it was written."""
+    try:
+        about = json.loads(blob)
         if isinstance(about, dict) and about.pop("digest", None) == _digest(path, about):
             return about
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         pass
-    return {}
+    return None
 
 
 def _write(scorer: Scorer, path: Path, about: dict[str, Any]) -> None:
+    blob = _blob(path, about)
+    _keep(scorer, path, blob)
+    if scorer.models.shared is not None:
+        scorer.models.shared.put(_name(path), blob)
+
+
+def _keep(scorer: Scorer, path: Path, blob: bytes) -> None:
     """Keep it, where the study keeps layers; a full disk keeps nothing and is no error."""
     if scorer.evaluation.max_bytes:
         with contextlib.suppress(OSError):
-            write_file(path, json.dumps({**about, "digest": _digest(path, about)}).encode())
+            write_file(path, blob)
+
+
+def _blob(path: Path, about: dict[str, Any]) -> bytes:
+    return json.dumps({**about, "digest": _digest(path, about)}).encode()
+
+
+def _name(path: Path) -> str:
+    return f"sensitivities/{path.parent.name}/{path.name}"
 
 
 def _digest(path: Path, about: dict[str, Any]) -> str:

@@ -4,19 +4,22 @@ As in Hinton et al. 2015 (arXiv:1503.02531). Its weights are kept in the cache f
 first one that trained it.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import nn
 
 from compress.coding import CodedWeight, Kind
+from compress.contents import contents
 from compress.files import write_file, write_once
 from compress.inputs import count, outputs, take
+from compress.shared import Shared
 from compress.sites import find_sites
 from compress.training.lesson import Lesson
 from compress.training.student import Student
@@ -29,7 +32,9 @@ KEY = "slimfront.student"
 TEMPERATURE, ALPHA = 4.0, 0.9  # of this training; those of a policy are for what is learned after compression
 
 
-def trained_student(loaded: LoadedWorkload, evaluation: Evaluation, lesson: Lesson, name: str) -> nn.Module:
+def trained_student(
+    loaded: LoadedWorkload, evaluation: Evaluation, lesson: Lesson, name: str, shared: Shared | None = None
+) -> nn.Module:
     """A student that has learned, in evaluation mode on the CPU; as it came where nothing is distilled.
 
     Raises:
@@ -44,34 +49,66 @@ def trained_student(loaded: LoadedWorkload, evaluation: Evaluation, lesson: Less
     model = copy.deepcopy(given)
     path = _path(loaded, evaluation, settings, lesson, name)
     known = _read(path)
+    if known is None and shared is not None:
+        known = _fetched(path, shared)
     if known is not None:
         model.load_state_dict(known, strict=True)
         return model.eval()
     model = _train(model.to(evaluation.device), lesson, settings, seed_of(evaluation.seed, f"student {name}"))
     state = {key: tensor.detach().clone().contiguous() for key, tensor in model.state_dict().items()}  # none is shared
-    model.load_state_dict(_kept(path, state), strict=True)
+    model.load_state_dict(_kept(path, state, shared), strict=True)
     return model.eval()
 
 
-def _kept(path: Path, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _kept(path: Path, state: dict[str, torch.Tensor], shared: Shared | None) -> dict[str, torch.Tensor]:
     """The state that all workers take: the one that another has kept meanwhile, else this one."""
     blob = save(state, metadata={KEY: _seal(path, state)})
-    write_once(path, blob)
-    found = _read(path)
-    if found is None:  # what was there is damaged
-        write_file(path, blob)
-        found = _read(path)
-    return state if found is None else found
+    if shared is not None:
+        shared.put(_name(path), blob, wait=True)
+        taken = _fetched(path, shared)
+        if taken is not None:
+            return taken
+    return _written(path, blob) or state
+
+
+def _fetched(path: Path, shared: Shared) -> dict[str, torch.Tensor] | None:
+    """The state that nodes share, which is then kept here, too."""
+    found = shared.get(_name(path), lambda blob: None if (state := _state(path, blob)) is None else (state, blob))
+    if found is None:
+        return None
+    state, blob = found
+    return _written(path, blob) or state
+
+
+def _written(path: Path, blob: bytes) -> dict[str, torch.Tensor] | None:
+    """The state that is kept here after one was put where there was none; None where nothing can be kept."""
+    with contextlib.suppress(OSError):
+        write_once(path, blob)
+        if (found := _read(path)) is not None:
+            return found
+        write_file(path, blob)  # what was there is damaged
+    return _read(path)
 
 
 def _read(path: Path) -> dict[str, torch.Tensor] | None:
     """The state that is kept there; None where there is none, or it is damaged or another one's."""
     try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
-            return state if (file.metadata() or {}).get(KEY) == _seal(path, state) else None
-    except (OSError, SafetensorError):
+        return _state(path, path.read_bytes())
+    except OSError:
         return None
+
+
+def _state(path: Path, blob: bytes) -> dict[str, torch.Tensor] | None:
+    """The state that a file holds; None where it is damaged or another one's."""
+    try:
+        metadata, state = contents(blob)
+        return state if metadata.get(KEY) == _seal(path, state) else None
+    except (SafetensorError, ValueError, KeyError):
+        return None
+
+
+def _name(path: Path) -> str:
+    return f"students/{path.name}"
 
 
 def _seal(path: Path, state: dict[str, torch.Tensor]) -> str:

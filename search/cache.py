@@ -1,8 +1,10 @@
 """Which folder a policy's packed file is looked for in."""
 
+import contextlib
 from pathlib import Path
 
 from compress.files import artifact_path
+from compress.shared import fetch_artifact
 from search.config import Config, storage_url
 from search.storage import open_storage
 from spaces.errors import ConfigError, StudyError
@@ -17,6 +19,8 @@ def default_cache() -> Path:
 def cache_of(policy: PolicyFile, given: Path | None, storage: str | None) -> Path:
     """The folder given; else the first that has the file, of those the study recorded and the default one.
 
+    Where none has it, it is fetched from what the study's nodes share, and kept in the default one.
+
     Args:
         policy: what was exported.
         given: the folder named on the command line.
@@ -24,22 +28,27 @@ def cache_of(policy: PolicyFile, given: Path | None, storage: str | None) -> Pat
     """
     if given is not None:
         return given
-    folders = [*_recorded(policy.provenance.study, storage), default_cache()]
-    sha256 = policy.artifact.sha256
-    found = (folder for folder in folders if sha256 and artifact_path(folder, sha256).exists())
-    return next(found, folders[0])
+    recorded, shared = _recorded(policy.provenance.study, storage)
+    own, sha256 = default_cache(), policy.artifact.sha256
+    folders = [*recorded, own]
+    found = next((folder for folder in folders if sha256 and artifact_path(folder, sha256).exists()), None)
+    if found is None and sha256 and shared:
+        with contextlib.suppress(ConfigError):  # this machine lacks the driver
+            found = own if fetch_artifact(shared, sha256, own) else None
+    return found or folders[0]
 
 
-def _recorded(study: str, storage: str | None) -> list[Path]:
-    """The cache folders of a study's launches, the latest first."""
+def _recorded(study: str, storage: str | None) -> tuple[list[Path], str | None]:
+    """The cache folders of a study's launches, the latest first, and what its nodes share."""
     try:
         store = open_storage(storage_url(storage), create=False)
     except (ConfigError, StudyError):
-        return []
+        return [], None
     try:
         attrs = store.get_study_user_attrs(store.get_study_id_from_name(study))
-        return [Path(folder) for folder in [attrs.get("cache"), *attrs.get("earlier_caches", ())] if folder]
+        folders = [attrs.get("cache"), *attrs.get("earlier_caches", ())]
+        return [Path(folder) for folder in folders if folder], attrs.get("shared")
     except KeyError:
-        return []
+        return [], None
     finally:
         store.close()

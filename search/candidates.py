@@ -7,6 +7,7 @@ from typing import Any
 
 from compress.calibration import batchnorms
 from compress.layer import Cost
+from compress.places import checked_url
 from objectives.evaluation import Evaluation, Teacher, needs_gradients, no_teacher, resolve_device, teach
 from objectives.float_score import FloatScore
 from objectives.score import Scorer
@@ -86,6 +87,7 @@ def check(config: Config) -> Checked:
         distillation=distillation_of(config),
         smoothing=config.space.smoothing,
         gradients=_looks_at_gradients(config),
+        shared=None if config.cache.shared is None else checked_url(config.cache.shared),
     )
     set_threads(config.threads)  # before anything is computed, as in a worker
     loaded = load_workload(config.workload_entry(), config.workload)

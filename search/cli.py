@@ -4,11 +4,14 @@ import sys
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from search.detached import logs, stop
 from search.handout import apply, export, verify
+from search.launching import launch
+from search.moving import copy
 from search.options import (
     AsJson,
     Changes,
@@ -20,7 +23,7 @@ from search.options import (
     print_json,
     without_passwords,
 )
-from spaces.errors import ConfigError, StudyError
+from spaces.errors import ConfigError
 
 app = typer.Typer(
     cls=Commands,
@@ -58,65 +61,16 @@ def _options(
     pass
 
 
-@app.command(
+app.command(
     epilog=example(
         "slimfront launch configs/quickstart.yaml",
         "slimfront launch my_model.yaml --trials 60 --timeout 30m --set space.bits=[2,4,8]",
         "slimfront launch my_model.yaml --until 18:00 --patience 40 --focus 40kB..120kB",
+        "slimfront launch my_model.yaml --detach --set ray.jobs=http://head:8265",
     )
-)
-def launch(
-    config: ConfigFile,
-    trials: Annotated[int | None, typer.Option(metavar="N", help="trials of the whole study")] = None,
-    timeout: Annotated[str | None, typer.Option(metavar="TIME", help="as in 90s, 30m or 2h, of this launch")] = None,
-    until: Annotated[
-        str | None, typer.Option(metavar="TIME", help="end at this local time, as in 18:00 or 2026-12-24T18:00")
-    ] = None,
-    patience: Annotated[
-        int | None, typer.Option(metavar="N", help="end when the front has not grown in N candidates")
-    ] = None,
-    focus: Annotated[
-        str | None, typer.Option(metavar="LOW..HIGH", help="sizes to aim at from now on, as in 40kB..120kB")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(metavar="N", help="0 scores in this process")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="of everything random")] = None,
-    storage: StorageUrl = None,
-    changes: Changes = None,
-    takeover: Annotated[
-        bool, typer.Option("--takeover", help="wait until a driver on another machine is gone, and go on")
-    ] = False,
-) -> None:
-    """Start a search, or resume it where it was.
-
-    It ends when its budget is used: its trials, its time, or its patience with a front that stands still. Ctrl-C
-    finishes what runs, and prints the front so far.
-    """
-    from search.config import load_config
-
-    options: dict[str, Any] = {
-        "trials": trials,
-        "timeout": timeout,
-        "until": until,
-        "patience": patience,
-        "focus": focus,
-        "workers": workers,
-        "seed": seed,
-    }
-    loaded = load_config(config, changes or (), **options, storage=storage)
-    from search.loop import launch as search
-    from search.printing import next_commands, show, show_front
-
-    result = search(loaded, takeover=takeover)
-    if not result.front.complete and not result.interrupted:
-        failed = "FAIL" in result.front.states
-        why = "why the first ones failed is said above" if failed else "the time was up before: give it more"
-        raise StudyError(f"study {result.study!r}: no trial has completed; {why}")
-    show_front(result.front)
-    show("", "next:")
-    show(*(f"  {command}" for command in next_commands(loaded)))
-    if result.interrupted:
-        typer.echo("interrupted: the same command goes on where it was", err=True)
-        raise typer.Exit(130)
+)(launch)
+app.command(epilog=example("slimfront logs my_model", "slimfront logs my_model -f --jobs http://head:8265"))(logs)
+app.command(epilog=example("slimfront stop my_model"))(stop)
 
 
 @app.command(epilog=example("slimfront status my_model", "slimfront status --json"))
@@ -185,6 +139,9 @@ app.command(
         "slimfront verify model.onnx policy.json --workload my_model.py:workload",
     )
 )(verify)
+app.command(
+    epilog=example("slimfront copy my_model --from sqlite:///slimfront.db --to postgresql://ann@db.example/slimfront")
+)(copy)
 
 
 @app.command(

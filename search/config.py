@@ -15,6 +15,7 @@ from search.config_sections import (
     CacheConfig,
     DistillationConfig,
     RacingConfig,
+    RayConfig,
     SamplerConfig,
     Section,
     SpaceConfig,
@@ -50,6 +51,10 @@ class Config(Section):
     sampler: SamplerConfig = Field(default=SamplerConfig(), description="who proposes policies")
     budget: BudgetConfig = Field(default=BudgetConfig(), description="when the search ends")
     workers: fields.Number = Field(default=2, description="workers that score candidates; 0 scores in the driver")
+    engine: Literal["pool", "tune"] = Field(
+        default="pool", description="who hands candidates to workers: Slimfront's pool, or Ray Tune (slower)"
+    )
+    ray: RayConfig = Field(default=RayConfig(), description="the Ray that workers run on")
     threads: fields.Count = Field(default=1, description="torch threads of a worker; changes the last bits of scores")
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="seed of everything random")
     window: fields.Count = Field(default=8, description="candidates that may be asked and not yet told")
@@ -74,6 +79,11 @@ class Config(Section):
     def model_post_init(self, context: Any, /) -> None:
         """Keep the folder of the config file, which relative paths start from."""
         self._folder = fields.folder_of(context)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths of the workload and of ``ray.runtime_env`` start from, absolute."""
+        return self._folder
 
     def workload_entry(self) -> str:
         """The workload as it is to be loaded: that of a file with the file's absolute path."""
@@ -108,11 +118,16 @@ class Config(Section):
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings that determine the search, as JSON: a study is resumed only under the same ones."""
-        return self.model_dump(mode="json", exclude={"budget", "workers", "storage", "cache"})
+        return self.model_dump(mode="json", exclude={"budget", "workers", "engine", "ray", "storage", "cache"})
 
     def document(self) -> dict[str, Any]:
-        """All settings as JSON, except the storage, which may hold a password."""
-        return self.model_dump(mode="json", exclude={"storage"})
+        """All settings as JSON, except what may hold a secret: the storage, variables of workers, a shared folder."""
+        secret: dict[str, Any] = {
+            "storage": True,
+            "cache": {"shared": True},
+            "ray": {"runtime_env": {"env_vars": True}},
+        }
+        return self.model_dump(mode="json", exclude=secret)
 
 
 def storage_url(given: str | None = None) -> str:

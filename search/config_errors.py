@@ -71,6 +71,8 @@ def _problem(detail: ErrorDetails, schema: Schema) -> tuple[Key, str]:
         allowed = allowed.replace("a number", "a finite number")
     if kind == "missing":
         return key, f"given nothing, allowed {allowed}"
+    if "properties" in node and isinstance(given, list):  # a section's values may be secrets
+        return key, f"given a list, allowed {allowed}"
     return key, f"given {shown(given, _LONGEST)}{_hint(given, node)}, allowed {allowed}"
 
 
@@ -128,7 +130,7 @@ def _node(schema: Schema, key: Sequence[str | int]) -> Schema:
             before = node.get("prefixItems", ())
             below = before[part] if part < len(before) else node.get("items", {})
         else:
-            below = node.get("properties", {}).get(part, {})
+            below = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
         node = _resolved(below, schema)
     return node
 
@@ -138,7 +140,7 @@ def _resolved(node: Schema, schema: Schema) -> Schema:
     if "$ref" in node:
         return schema["$defs"][node["$ref"].rpartition("/")[2]]  # type: ignore[no-any-return]
     if "anyOf" in node:
-        return {"null": True, **_resolved(node["anyOf"][0], schema), **node}
+        return {"null": {"type": "null"} in node["anyOf"], **_resolved(node["anyOf"][0], schema), **node}
     return node
 
 
@@ -151,6 +153,8 @@ def _allowed(node: Schema, schema: Schema) -> str:
     elif node.get("type") == "array":
         text = "a list" + (" of one or more" if node.get("minItems") else "")
         text += f", each {_allowed(_resolved(node['items'], schema), schema)}"
+    elif node.get("type") == "object" and node.get("additionalProperties"):
+        text = f"names and values, each {_allowed(_resolved(node['additionalProperties'], schema), schema)}"
     elif node.get("type") == "object":
         keys = sorted(node.get("properties", ()))
         text = f"keys and values ({', '.join(keys)})"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, ValidationInfo, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from search.config_errors import refusal
 from search.sizes import parse_size
@@ -19,6 +20,7 @@ from spaces.errors import ConfigError
 
 SAMPLERS = ("front", "nsga2", "tpe", "random", "gp")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+_RAY = re.compile(r"auto|(ray://)?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\]):\d{1,5}")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*://")
 _STUDY_WORDS = "1 to 100 letters, digits, dots, dashes and underscores"
 _WORKLOAD_WORDS = "module:function or file.py:function"
@@ -34,6 +36,11 @@ _PATTERN_WORDS = "n:m with n below m and m up to 16, such as 2:4: of each 4 weig
 _SCALE_WORDS = "tensor, channel, or how many weights of a channel share a scale, at least 2"
 _BYTES_WORDS = "a number of bytes, also as 500MB or 2GB"
 _BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_GRACE_WORDS = '0 seconds or more, as a number or as "30s" or "2m"'
+_VARIABLES_WORDS = "names and values, both text: write numbers in quotes"
+_SHARED_WORDS = "a folder, or an fsspec URL such as s3://bucket/folder, or null"
+_RAY_WORDS = "auto, ray://HOST:PORT, HOST:PORT, or null"
+_JOBS_WORDS = "an HTTP or HTTPS URL such as http://head:8265, or null"
 _Item = TypeVar("_Item")
 
 
@@ -139,6 +146,43 @@ def _seconds(value: Any) -> Any:
     return value
 
 
+def _grace(value: Any) -> Any:
+    try:
+        return _seconds(value)
+    except PydanticCustomError:
+        raise refusal(_GRACE_WORDS) from None
+
+
+def _variables(value: Any) -> Any:
+    if not isinstance(value, dict):  # not shown: they may be secrets
+        raise refusal(_VARIABLES_WORDS, given=_kind(value))
+    for name, text in value.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise refusal(_VARIABLES_WORDS, given=_kind(name if isinstance(text, str) else text), at=(str(name),))
+        if not name or "=" in name or "\0" in name + text:
+            raise refusal("names of variables, without =", given="another name", at=(name,))
+    return value
+
+
+def _kind(value: Any) -> str:
+    """What a value is, where it must not be shown."""
+    match value:
+        case None:
+            return "null (nothing)"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+        case dict():
+            return "keys and values"
+        case _:
+            return f"a value that YAML reads as {type(value).__name__}"
+
+
 def clock_of(text: str) -> time | datetime | None:
     """Read a time of the day, or a date and time (local where it has no offset); None for any other text."""
     try:
@@ -184,8 +228,25 @@ def _focus_end(end: Any) -> int:
 
 def _url(value: Any) -> Any:
     if value is not None and not is_url(value):  # not shown: a password may stand in it
-        kind = "text that is not a URL" if isinstance(value, str) else f"a {type(value).__name__}"
-        raise refusal(_URL_WORDS, given=kind)
+        raise refusal(_URL_WORDS, given="text that is not a URL" if isinstance(value, str) else _kind(value))
+    return value
+
+
+def _shared(value: Any) -> Any:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise refusal(_SHARED_WORDS, given="an empty text" if value == "" else _kind(value))  # it may hold a password
+    return value
+
+
+def _ray_address(value: Any) -> Any:
+    if value is not None and not (isinstance(value, str) and _RAY.fullmatch(value)):
+        raise refusal(_RAY_WORDS)
+    return value
+
+
+def _jobs(value: Any) -> Any:
+    if value is not None and not (isinstance(value, str) and re.fullmatch(r"https?://[^\s@]+", value)):
+        raise refusal(_JOBS_WORDS)
     return value
 
 
@@ -251,6 +312,13 @@ SamplerName = Annotated[str, AfterValidator(_sampler), _words(_SAMPLER_WORDS)]
 Options = Annotated[dict[str, Any], BeforeValidator(_finite), _words(_OPTIONS_WORDS)]
 Url = Annotated[str | None, BeforeValidator(_url), _words(_URL_WORDS)]
 Folder = Annotated[str, Field(min_length=1), _words("a folder")]
+Folders = Annotated[tuple[Folder, ...], AsTuple]
+Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], AsTuple]
+Variables = Annotated[dict[str, str], BeforeValidator(_variables), _words(_VARIABLES_WORDS)]
+Positive = Annotated[float, Field(gt=0)]
+SharedFolder = Annotated[str | None, BeforeValidator(_shared), _words(_SHARED_WORDS)]
+RayAddress = Annotated[str | None, BeforeValidator(_ray_address), _words(_RAY_WORDS)]
+JobsUrl = Annotated[str | None, BeforeValidator(_jobs), _words(_JOBS_WORDS)]
 Seconds = Annotated[
     Annotated[float, Field(gt=0), Strict()] | None,
     BeforeValidator(_seconds),
@@ -262,6 +330,16 @@ Seconds = Annotated[
                 {"type": "null"},
             ],
             "x-allowed": _TIMEOUT_WORDS,
+        }
+    ),
+]
+GraceSeconds = Annotated[
+    Annotated[float, Field(ge=0), Strict()],
+    BeforeValidator(_grace),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^\d+(\.\d+)?\s*[smh]?$"}],
+            "x-allowed": _GRACE_WORDS,
         }
     ),
 ]

@@ -31,9 +31,7 @@ class Crew:
         """The workers; waits for Ray, not for them."""
         if self._pool is None:
             self._ray.result()
-            config = self._config
-            entry, evaluation = config.workload_entry(), scorer.evaluation
-            self._pool = RayPool(scorer.loaded, entry, evaluation, scorer.teacher, config.workers)
+            self._pool = RayPool(self._config, scorer.loaded, scorer.evaluation, scorer.teacher)
         return self._pool
 
     def build(self, scorer: Scorer, tasks: Sequence[LayerTask]) -> list[list[Cost]]:
@@ -62,6 +60,7 @@ class Crew:
         return [costs[task.number] for task in tasks]
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers; `pool` hires others."""
         if self._pool is not None:
             self._pool.close()
+            self._pool = None

@@ -3,13 +3,17 @@
 import errno
 import ipaddress
 import socket
-from collections.abc import Callable
 from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+from search.address import full_address, sqlite_file
 from search.front import pick_study
 from search.storage import Storage, open_storage
 from spaces.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
 
 HOST = "127.0.0.1"
 PORT = 8080
@@ -36,7 +40,7 @@ class Dashboard:
     """A dashboard that is bound to its address and answers once `serve` runs.
 
     Args:
-        url: of the study database; it must hold a study.
+        url: of the study database; an SQLite file must hold a study, a server's database need not yet.
         host: the address to bind to.
         port: the port; 0 takes a free one.
         study: the study whose page `address` is; None for that of the only one, or the list of several.
@@ -47,11 +51,12 @@ class Dashboard:
     """
 
     def __init__(self, url: str, *, host: str = HOST, port: int = PORT, study: str | None = None) -> None:
-        from optuna_dashboard import wsgi
+        from search.dashboard_app import dashboard_app
 
-        self._storage = open_storage(url, create=False)
+        on_server = sqlite_file(full_address(url)) is None  # which may be there before the first study
+        self._storage = open_storage(url, create=on_server)
         path = _page(self._storage, study)
-        self._server = _bound(host, port, wsgi(self._storage))
+        self._server = _bound(host, port, dashboard_app(self._storage))
         bound = int(self._server.server_address[1])
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{bound}/dashboard{path}"
         self.is_private = is_loopback(host)
@@ -81,15 +86,15 @@ def is_loopback(host: str) -> bool:
 
 def _page(storage: Storage, study: str | None) -> str:
     ids = [one._study_id for one in storage.get_all_studies()]
-    if study is None and ids:
+    if study is None and (ids or sqlite_file(full_address(storage.url)) is None):
         return f"/studies/{ids[0]}" if len(ids) == 1 else ""
     return f"/studies/{pick_study(storage, study).id}"
 
 
-def _bound(host: str, port: int, app: Callable[..., object]) -> WSGIServer:
+def _bound(host: str, port: int, app: "WSGIApplication") -> WSGIServer:
     kind = _ServerV6 if ":" in host else _Server
     try:
-        return make_server(host, port, app, server_class=kind, handler_class=_QuietRequest)  # type: ignore[arg-type]
+        return make_server(host, port, app, server_class=kind, handler_class=_QuietRequest)
     except OverflowError as error:
         raise ConfigError(f"--port: given {port}, allowed 0 to 65535") from error
     except OSError as error:

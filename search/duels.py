@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from search.pareto import ROUNDING
 
 if TYPE_CHECKING:
-    from search.front import Front, Point
+    from search.front import Candidate, Front, Point
 
 UNIFORM_DROP = 0.03  # uniform policies that lose more are nothing to be proud of beating
 NEAR = f"within {UNIFORM_DROP * 100:.0f} points of the float model"
@@ -18,7 +18,7 @@ class Duel:
     """A uniform policy, and the smallest candidate of fewer bytes and no less accuracy, None if there is none."""
 
     uniform: "Point"
-    by: "Point | None"
+    by: "Candidate | None"
 
 
 def beaten_uniform(front: "Front", drop: float = UNIFORM_DROP) -> list[Duel]:
@@ -28,25 +28,28 @@ def beaten_uniform(front: "Front", drop: float = UNIFORM_DROP) -> list[Duel]:
     as it was on that rung, one that was trained for less as it is. A rung on which a candidate was stopped does not
     count: its accuracy there is an estimate.
     """
+    near = [one for one in front.uniform if one.accuracy >= front.float.accuracy - drop - ROUNDING]
+    others = [one for one in front.complete if one.origin != "uniform"]
+    by_rung = {rung: _on_rung(others, rung) for rung in {one.rung for one in near}}
     duels = []
-    for uniform in front.uniform:
-        if uniform.accuracy < front.float.accuracy - drop - ROUNDING:
-            continue
-        better = [
-            (bytes, point.trial, point)
-            for point in front.complete
-            if point.origin != "uniform"
-            for bytes, accuracy in _on_rung(point, uniform.rung)
-            if bytes < uniform.bytes and accuracy >= uniform.accuracy
-        ]
-        duels.append(Duel(uniform, min(better)[2] if better else None))
+    for uniform in near:
+        ranked = by_rung[uniform.rung]
+        better = (one for size, accuracy, one in ranked if size < uniform.bytes and accuracy >= uniform.accuracy)
+        duels.append(Duel(uniform, next(better, None)))
     return duels
 
 
-def _on_rung(point: "Point", rung: int) -> list[tuple[int, float]]:
-    """Bytes and accuracy on the last rung up to this one that was scored in full; nothing where there is none."""
-    full = [one for one in point.rungs if one["rung"] <= rung and not (point.stopped and one["rung"] == point.rung)]
-    return [(one["bytes"], one["accuracy"]) for one in sorted(full, key=lambda one: int(one["rung"]))[-1:]]
+def _on_rung(candidates: "Sequence[Candidate]", rung: int) -> "list[tuple[int, float, Candidate]]":
+    """What candidates were on the last rung up to this one that they were scored on in full: bytes, accuracy.
+
+    They are sorted by bytes and number; left out are those without such a rung.
+    """
+    found = []
+    for one in candidates:
+        last = next((on for on in reversed(one.full) if on.rung <= rung), None)
+        if last is not None:
+            found.append((last.bytes, last.accuracy, one))
+    return sorted(found, key=lambda each: (each[0], each[2].trial))
 
 
 def unbeaten_on_test(front: "Front") -> "list[Point] | None":
@@ -54,7 +57,7 @@ def unbeaten_on_test(front: "Front") -> "list[Point] | None":
 
     Members that are uniform policies themselves do not count. None as long as these were not all scored there.
     """
-    uniform = [duel.uniform for duel in beaten_uniform(front)]
+    uniform = [duel.uniform for duel in front.duels]
     if not front.points or any(point.test_accuracy is None for point in (*uniform, *front.points)):
         return None
     found = [point for point in front.points if point.origin != "uniform"]
@@ -69,7 +72,7 @@ def _matches(point: "Point", uniform: "Point") -> bool:
 def sentences(front: "Front") -> Iterator[str]:
     """What to know of a front, in up to three sentences: the uniform policies on validation and on test, and noise."""
     yield beaten_sentence(front)
-    unbeaten, duels = unbeaten_on_test(front), beaten_uniform(front)
+    unbeaten, duels = unbeaten_on_test(front), front.duels
     if duels and unbeaten:
         yield f"on the test split no smaller member of the front is as accurate as {_named(unbeaten)}"
     elif duels and unbeaten is not None:
@@ -80,7 +83,7 @@ def sentences(front: "Front") -> Iterator[str]:
 
 def beaten_sentence(front: "Front") -> str:
     """Whether the search beat the uniform policies on validation, in one sentence."""
-    duels = beaten_uniform(front)
+    duels = front.duels
     if not duels:
         return f"no uniform policy is {NEAR}"
     unbeaten = [duel.uniform for duel in duels if duel.by is None]

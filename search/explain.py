@@ -7,9 +7,10 @@ from typing import Any
 
 from search.config import storage_url
 from search.export import finished, policy_file, select
-from search.front import StoredStudy, pick_study, space_of_study
-from search.front import front as front_of
+from search.front import read_front
 from search.storage import Storage, open_storage
+from search.storage.reading import read_attrs
+from search.stored import StoredStudy, pick_study, space_of_study
 from spaces.errors import ConfigError, StudyError
 from spaces.policy import Choice, Policy, PolicyFile, read_policy
 from spaces.site_space import SiteSpace
@@ -131,12 +132,12 @@ def explain(
         StudyError: there is no such study, or it holds no sensitivities.
         SelectionError: there is no such finished trial.
     """
-    front = front_of(study, storage)
-    point = select(front) if trial is None else finished(front, trial)
     store = open_storage(storage_url(storage), create=False)
     try:
         found = pick_study(store, study)
-        return _explained(found, policy_file(store, found, point), by)
+        front = read_front(store, found, also=() if trial is None else (trial,))
+        point = select(front) if trial is None else finished(front, trial)
+        return _explained(store, found, policy_file(store, found, point), by)
     finally:
         store.close()
 
@@ -161,29 +162,33 @@ def explain_policy(path: Path, storage: str | None = None, *, by: str | None = N
     except StudyError as error:
         raise StudyError(f"{where}; name the store of its search with --storage: {error}") from error
     try:
-        found = _study_of(store, policy, where)
+        return _explained(store, _study_of(store, policy, where), policy, by)
     finally:
         store.close()
-    return _explained(found, policy, by)
 
 
 def _study_of(store: Storage, policy: PolicyFile, where: str) -> StoredStudy:
     source = policy.provenance
     try:
         found = pick_study(store, source.study)
-        trial = store.get_trial(store.get_trial_id_from_study_id_trial_number(found.id, source.trial))
-    except (StudyError, KeyError) as error:
-        what = str(error) if isinstance(error, StudyError) else "the study there has no such trial"
-        raise StudyError(f"{where}; name the store of its search with --storage: {what}") from error
-    if trial.user_attrs.get("digest") != policy.policy.digest:
+        attrs = store.run(
+            f"reading trial {source.trial}",
+            lambda connection: read_attrs(connection, found.id, [source.trial])[source.trial],
+            write=False,
+        )
+    except StudyError as error:
+        raise StudyError(f"{where}; name the store of its search with --storage: {error}") from error
+    if not attrs:
+        raise StudyError(f"{where}; name the store of its search with --storage: the study there has no such trial")
+    if attrs.get("digest") != policy.policy.digest:
         raise StudyError(
             f"{where}, but that trial has another policy in this store: name the store of its search with --storage"
         )
     return found
 
 
-def _explained(study: StoredStudy, policy: PolicyFile, by: str | None) -> Explanation:
-    space, known = space_of_study(study), study.attrs.get("sensitivities")
+def _explained(storage: Storage, study: StoredStudy, policy: PolicyFile, by: str | None) -> Explanation:
+    space, known = space_of_study(storage, study), storage.load_document(study.id, "sensitivities")
     if known is None:
         raise StudyError(
             f"study {study.name!r} holds no sensitivities: they are computed before the first trial; search again "

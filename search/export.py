@@ -7,13 +7,16 @@ from pathlib import Path
 
 from compress.files import artifact_path, write_file
 from search.config import storage_url
-from search.front import Front, Point, StoredStudy, pick_study, space_of_study
+from search.front import Front, Point
 from search.pareto import ROUNDING
 from search.storage import Storage, open_storage
+from search.storage.reading import read_params
+from search.stored import StoredStudy, pick_study, space_of_study
 from spaces.errors import ArtifactError, ConfigError, SlimfrontError, StudyError
 from spaces.policy import (
     ArtifactRecord,
     DistillationRecord,
+    Policy,
     PolicyFile,
     Provenance,
     ScoreRecord,
@@ -49,7 +52,8 @@ def select(
         max_ratio: largest file, as a share of the float model's.
         min_accuracy: least accuracy on validation.
         max_drop: accuracy that may be lost against the float model.
-        trial: this finished trial, on the front or not, alone; one that a race stopped is refused.
+        trial: this finished trial, alone: a member of the front, a uniform policy, or one that `front(also=...)` was
+            asked for; one that a race stopped is refused.
 
     Raises:
         ConfigError: the knee or a trial is asked for together with something else, or a bound is out of range.
@@ -77,15 +81,24 @@ def select(
 
 
 def finished(front: Front, number: int) -> Point:
-    """A finished trial of a front's study, stopped early or not.
+    """A finished trial of a front's study, stopped early or not, in full.
+
+    Args:
+        front: read with `also=[number]`, as it else has only its members and the uniform policies in full.
+        number: the trial's.
 
     Raises:
-        SelectionError: there is none of this number.
+        SelectionError: none of this number has finished.
+        ConfigError: it has, but it is not among those that the front has in full.
     """
-    for point in front.complete:
+    for point in (*front.points, *front.uniform, *front.also):
         if point.trial == number:
             return point
     others = sorted(point.trial for point in front.complete)
+    if number in others:
+        raise ConfigError(
+            f"trial: given {number}, which this front does not have in full: read it with also=[{number}]"
+        )
     nearest = min(others, key=lambda one: (abs(one - number), one), default=None)
     raise SelectionError(
         f"study {front.study!r} has no finished trial {number}; "
@@ -134,14 +147,34 @@ def policy_file(storage: Storage, study: StoredStudy, point: Point) -> PolicyFil
         StudyError: the trial is not in the study, its parameters are not a policy of its space, or an earlier version
             made the study.
     """
+    (policy,) = _policy_files(storage, study, [point])
+    return policy
+
+
+def _policy_files(storage: Storage, study: StoredStudy, points: Sequence[Point]) -> list[PolicyFile]:
+    space, numbers = space_of_study(storage, study), [point.trial for point in points]
+    params = storage.run(
+        f"reading policies of study {study.name!r}",
+        lambda connection: read_params(connection, study.id, numbers),
+        write=False,
+    )
+    found = []
+    for point in points:
+        try:
+            policy = space.policy(params[point.trial])
+        except KeyError as error:
+            raise StudyError(f"trial {point.trial} of study {study.name!r} is not there any more") from error
+        except ValueError as error:
+            raise StudyError(
+                f"trial {point.trial} of study {study.name!r} is no policy of its space: {error}"
+            ) from error
+        found.append(_policy_file(study, point, policy))
+    return found
+
+
+def _policy_file(study: StoredStudy, point: Point, policy: Policy) -> PolicyFile:
     attrs = study.attrs
     config, workload, model = attrs["config"], attrs["workload"], attrs["float"]
-    space = space_of_study(study)
-    try:
-        params = storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study.id, point.trial)).params
-        policy = space.policy(params)
-    except (KeyError, ValueError) as error:
-        raise StudyError(f"trial {point.trial} of study {study.name!r} is no policy of its space: {error}") from error
     ladder = tuple(config["distillation"]["steps"][: point.rung])
     distillation = None
     if policy.distillation is not None:
@@ -195,7 +228,7 @@ def policy_files(points: Sequence[Point], study: str | None = None, storage: str
     store = open_storage(storage_url(storage), create=False)
     try:
         found = pick_study(store, study)
-        return [policy_file(store, found, point) for point in points]
+        return _policy_files(store, found, points)
     finally:
         store.close()
 

@@ -1,23 +1,34 @@
 """The front of a study: its points, their hypervolume and knee, and the uniform policies beside them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
-from search.address import hide_password
+from sqlalchemy import Connection
+
 from search.config import storage_url
-from search.duels import beaten_uniform, unbeaten_on_test
+from search.duels import Duel, beaten_uniform, unbeaten_on_test
 from search.pareto import ROUNDING, Box, hypervolume, knee, pareto, reference_box
 from search.storage import Storage, open_storage
+from search.storage.reading import (
+    Candidate,
+    NotOursError,
+    count_states,
+    read_attrs,
+    read_candidates,
+    read_params,
+    read_study_attrs,
+    sum_attrs,
+)
+from search.stored import StoredStudy, pick_study, space_of_study
 from spaces.errors import StudyError
 from spaces.space import Space
 
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
-
 __all__ = [
     "Box",
+    "Candidate",
     "FloatModel",
     "Front",
     "Point",
@@ -27,6 +38,7 @@ __all__ = [
     "knee",
     "pareto",
     "pick_study",
+    "read_front",
     "space_of_study",
 ]
 
@@ -78,12 +90,13 @@ class FloatModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Front:
-    """A study's front and what it is compared with; all points are sorted by bytes.
+    """A study's front and what it is compared with; all are sorted by bytes.
 
     Attributes:
         points: the front.
         uniform: every finished uniform policy, on the front or not.
-        complete: every finished trial.
+        also: other finished trials that were asked for.
+        complete: every finished trial, in brief.
         hypervolume: of the front in `reference`, 0..1; `hypervolume5` in `reference5`.
         states: how many trials are in which state.
         float: the uncompressed model.
@@ -94,7 +107,8 @@ class Front:
     study: str
     points: tuple[Point, ...]
     uniform: tuple[Point, ...]
-    complete: tuple[Point, ...]
+    also: tuple[Point, ...] = ()
+    complete: tuple[Candidate, ...]
     hypervolume: float
     hypervolume5: float
     reference: Box
@@ -113,6 +127,11 @@ class Front:
         deployed = [point for point in self.points if point.accuracy >= self.float.accuracy - DEPLOYED_DROP - ROUNDING]
         return knee(deployed or self.points) if self.points else None
 
+    @cached_property
+    def duels(self) -> Sequence[Duel]:
+        """The uniform policies that lose little, each with the smallest candidate that beats it."""
+        return beaten_uniform(self)
+
     def document(self) -> dict[str, Any]:
         """The front as JSON values: what `slimfront front --json` prints."""
         on_test = unbeaten_on_test(self)
@@ -125,7 +144,7 @@ class Front:
             "hypervolume5": self.hypervolume5,
             "reference": {"hypervolume": asdict(self.reference), "hypervolume5": asdict(self.reference5)},
             "knee": self.knee.trial if self.knee else None,
-            "unbeaten_uniform": [duel.uniform.trial for duel in beaten_uniform(self) if duel.by is None],
+            "unbeaten_uniform": [duel.uniform.trial for duel in self.duels if duel.by is None],
             "unbeaten_uniform_on_test": None if on_test is None else [point.trial for point in on_test],
             "states": self.states,
             "stopped": sum(point.stopped for point in self.complete),
@@ -133,60 +152,13 @@ class Front:
         }
 
 
-@dataclass(frozen=True)
-class StoredStudy:
-    """A study in a store, with its attributes."""
-
-    id: int
-    name: str
-    attrs: Mapping[str, Any]
-
-
-def pick_study(storage: Storage, name: str | None) -> StoredStudy:
-    """The study of this name; without a name, the only one.
-
-    Raises:
-        StudyError: there is none, there are several to choose from, or it is not one of ours.
-    """
-    names = sorted(study.study_name for study in storage.get_all_studies())
-    shown = hide_password(storage.url)
-    if not names:
-        raise StudyError(f"{shown} holds no study yet: `slimfront launch CONFIG` starts one")
-    if name is None and len(names) > 1:
-        raise StudyError(f"{shown} holds {len(names)} studies, name one of them: {', '.join(names)}")
-    if name is not None and name not in names:
-        raise StudyError(f"{shown} holds no study {name!r}; it holds {', '.join(names)}")
-    found = names[0] if name is None else name
-    study_id = storage.get_study_id_from_name(found)
-    attrs = storage.get_study_user_attrs(study_id)
-    if missing := {"config", "float", "smallest_bytes", "space", "versions", "workload"} - attrs.keys():
-        raise StudyError(
-            f"study {found!r} in {shown} was not started by `slimfront launch`, or did not get far enough: it "
-            f"lacks {', '.join(sorted(missing))}; launch its config again, or name another study"
-        )
-    return StoredStudy(study_id, found, attrs)
-
-
-def space_of_study(study: StoredStudy) -> Space:
-    """The space that a study searches.
-
-    Raises:
-        StudyError: it is written in another way than it is now.
-    """
-    try:
-        return Space.read(study.attrs["space"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise StudyError(
-            f"study {study.name!r} was made by an earlier version of Slimfront; search again under another name"
-        ) from error
-
-
-def front(study: str | None = None, storage: str | None = None) -> Front:
+def front(study: str | None = None, storage: str | None = None, *, also: Iterable[int] = ()) -> Front:
     """The front of a study, finished or running.
 
     Args:
         study: its name; None is the only study of the store.
         storage: URL of the store; None is $SLIMFRONT_STORAGE, else sqlite:///slimfront.db.
+        also: numbers of further trials that are wanted in full; those that are not finished are left out.
 
     Raises:
         ConfigError, StudyError: there is no such store or study.
@@ -198,18 +170,44 @@ def front(study: str | None = None, storage: str | None = None) -> Front:
     """
     store = open_storage(storage_url(storage), create=False)
     try:
-        found = pick_study(store, study)
-        return _front(found, store.load_trials(found.id))
+        return read_front(store, pick_study(store, study), also=also)
     finally:
         store.close()
 
 
-def _front(study: StoredStudy, trials: Sequence["FrozenTrial"]) -> Front:
-    attrs = study.attrs
-    space = space_of_study(study)
-    points = [_point(study, space, trial) for trial in trials if trial.state.name == "COMPLETE"]
-    points.sort(key=lambda one: (one.bytes, one.trial))
-    stored = attrs["float"]
+def read_front(storage: Storage, study: StoredStudy, *, also: Iterable[int] = ()) -> Front:
+    """The front of a study in an open store, of one snapshot.
+
+    Args:
+        storage: the open store.
+        study: the study in it, from `pick_study`.
+        also: as in `front`.
+
+    Raises:
+        StudyError: the database failed, or the study is not one of this version of ours.
+    """
+    space = space_of_study(storage, study)
+
+    def read(connection: Connection) -> Front:
+        now = replace(study, attrs=read_study_attrs(connection, study.id))
+        return _front(connection, now, space, set(also))
+
+    try:
+        return storage.run(f"reading the front of study {study.name!r}", read, write=False)
+    except NotOursError as error:
+        raise StudyError(
+            f"trial {error.number} of study {study.name!r} has no {error.lacks!r}: it was not written by `slimfront "
+            "launch`, and a study of ours takes no other trials"
+        ) from error
+
+
+def _front(connection: Connection, study: StoredStudy, space: Space, also: set[int]) -> Front:
+    attrs, stored = study.attrs, study.attrs["float"]
+    candidates = read_candidates(connection, study.id)
+    best = pareto(candidates)
+    uniform = [one for one in candidates if one.origin == "uniform"]
+    asked = [one for one in candidates if one.trial in also]
+    points = _points(connection, study, space, {one.trial: one for one in (*best, *uniform, *asked)})
     float_model = FloatModel(
         bytes=stored["bytes"],
         accuracy=stored["accuracy"],
@@ -220,58 +218,59 @@ def _front(study: StoredStudy, trials: Sequence["FrozenTrial"]) -> Front:
     )
     whole = reference_box(attrs["smallest_bytes"], float_model.bytes, attrs["workload"]["chance"])
     near = replace(whole, worst=float_model.accuracy - DEPLOYED_DROP, best=float_model.accuracy)
-    best = pareto(points)
     return Front(
         study=study.name,
-        points=tuple(best),
-        uniform=tuple(point for point in points if point.origin == "uniform"),
-        complete=tuple(points),
+        points=tuple(points[one.trial] for one in best),
+        uniform=tuple(points[one.trial] for one in uniform),
+        also=tuple(points[one.trial] for one in asked),
+        complete=tuple(candidates),
         hypervolume=hypervolume(best, whole),
         hypervolume5=hypervolume(best, near),
         reference=whole,
         reference5=near,
-        states=dict(Counter(trial.state.name for trial in trials)),
+        states=count_states(connection, study.id),
         float=float_model,
-        passes={kind: sum(_passes(trial.user_attrs, kind) for trial in trials) for kind in ("forwards", "backwards")},
-        compared=bool(best) and attrs.get("within_noise", {}).keys() == {str(point.trial) for point in best},
+        # samples that trials sent through their models; none where an earlier trial with the same policy was scored
+        passes=sum_attrs(connection, study.id, ("forwards", "backwards"), unless="repeat_of"),
+        compared=bool(best) and attrs.get("within_noise", {}).keys() == {str(one.trial) for one in best},
     )
 
 
-def _passes(attrs: Mapping[str, Any], kind: str) -> int:
-    """Samples that a trial sent through its model; none where an earlier trial with the same policy was scored."""
-    if "repeat_of" in attrs:
-        return 0
-    return int(attrs.get(kind, sum(rung.get(kind, 0) for rung in attrs.get("rungs", ()))))
+def _points(
+    connection: Connection, study: StoredStudy, space: Space, wanted: Mapping[int, Candidate]
+) -> dict[int, Point]:
+    """These trials in full, by number."""
+    attrs = read_attrs(connection, study.id, list(wanted))
+    params = read_params(connection, study.id, [one.trial for one in wanted.values() if one.origin == "uniform"])
+    labels = {number: _label(space, own) for number, own in params.items()}
+    return {number: _point(study, one, attrs[number], labels.get(number)) for number, one in wanted.items()}
 
 
-def _point(study: StoredStudy, space: Space, trial: "FrozenTrial") -> Point:
-    attrs, number = trial.user_attrs, str(trial.number)
+def _point(study: StoredStudy, told: Candidate, attrs: Mapping[str, Any], label: str | None) -> Point:
+    number = str(told.trial)
     test = study.attrs.get("test", {}).get(number)
     if test is not None and not isinstance(test, Mapping):  # as earlier versions wrote it
         test = {"accuracy": test, "ci95": None}
     try:
         return Point(
-            trial=trial.number,
-            bytes=int(trial.values[1]),
-            accuracy=trial.values[0],
+            trial=told.trial,
+            bytes=told.bytes,
+            accuracy=told.accuracy,
             accuracy_ci95=_pair(attrs["ci95"]),
             test_accuracy=test["accuracy"] if test else None,
             macs=attrs["macs"],
-            rung=attrs["rung"],
+            rung=told.rung,
             rungs=tuple(attrs["rungs"]),
-            origin=attrs["origin"],
+            origin=told.origin,
             artifact=attrs["artifact"],
-            label=_label(space, trial.params) if attrs["origin"] == "uniform" else None,
+            label=label,
             test_accuracy_ci95=_pair(test["ci95"]) if test else None,
             within_noise_of=study.attrs.get("within_noise", {}).get(number),
             samples=attrs.get("samples"),
-            stopped=attrs.get("stopped", False),
+            stopped=told.stopped,
         )
     except KeyError as error:
-        raise StudyError(
-            f"trial {trial.number} of study {study.name!r} has no {error}: it was not written by `slimfront "
-            "launch`, and a study of ours takes no other trials"
-        ) from error
+        raise NotOursError(told.trial, str(error.args[0])) from error
 
 
 def _label(space: Space, params: Mapping[str, Any]) -> str:

@@ -46,7 +46,7 @@ def export(
     size = parse_size(max_bytes) if max_bytes is not None else None
     if every and (knee or any(one is not None for one in (size, max_ratio, min_accuracy, max_drop, trial))):
         raise ConfigError("--all: exports every member of the front; leave out what selects one")
-    found = find(study, storage)
+    found = find(study, storage, also=() if trial is None else (trial,))
     if every:
         folder = output or Path("policies")
         members = found.points or (select(found),)  # which says that there is none yet

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from objectives.accuracy import Z95, Accuracy
+from objectives.packed import read_packed
 from search.front import Front
 from search.pareto import Scored
 from search.tasks import Pool, TestTask
@@ -16,7 +18,9 @@ LEVEL = 0.05  # a difference that chance makes less often is one
 WAIT_SECONDS = 0.5
 
 
-def held_back(found: Front, attrs: Mapping[str, Any], pool: Pool, say: Callable[[str], None]) -> dict[str, Any]:
+def held_back(
+    found: Front, attrs: Mapping[str, Any], pool: Pool, cache: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Score the members of a front and the uniform policies on the test split, and compare the members there.
 
     Members are scored again where the front has changed since, as a comparison needs the outcomes of all of them.
@@ -25,6 +29,7 @@ def held_back(found: Front, attrs: Mapping[str, Any], pool: Pool, say: Callable[
         found: the front of the study.
         attrs: the study's attributes: `test` and `within_noise` say what is known.
         pool: who scores.
+        cache: the folder of the packed files; what is missing there is not scored.
         say: takes a line for people.
 
     Returns:
@@ -39,7 +44,7 @@ def held_back(found: Front, attrs: Mapping[str, Any], pool: Pool, say: Callable[
     if not artifacts:
         return {}
     say(f"scoring {len(artifacts)} policies on the test split")
-    scores = _scores(artifacts, pool, say)
+    scores = _scores(artifacts, pool, cache, say)
     tests = {str(trial): {"accuracy": score.value, "ci95": score.ci95} for trial, score in scores.items()}
     new = {"test": {**known, **tests}}
     if not changed:
@@ -49,12 +54,16 @@ def held_back(found: Front, attrs: Mapping[str, Any], pool: Pool, say: Callable[
     return {**new, "within_noise": {str(trial): of for trial, of in within_noise(members, outcomes).items()}}
 
 
-def _scores(artifacts: Mapping[int, str], pool: Pool, say: Callable[[str], None]) -> dict[int, Accuracy]:
+def _scores(artifacts: Mapping[int, str], pool: Pool, cache: Path, say: Callable[[str], None]) -> dict[int, Accuracy]:
     """What the packed files score on the test split, by trial; less those that fail."""
+    left = 0
     for trial, artifact in artifacts.items():
-        pool.submit(TestTask(trial, artifact))
+        if (blob := read_packed(cache, artifact)) is None:
+            say(f"trial {trial} has no test accuracy: its packed file is not in {cache} any more")
+            continue
+        pool.submit(TestTask(trial, artifact, blob))
+        left += 1
     scores: dict[int, Accuracy] = {}
-    left = len(artifacts)
     while left:
         results = pool.collect(WAIT_SECONDS)
         left -= len(results)

@@ -37,6 +37,8 @@ from spaces.errors import StudyError
 _LOG = logging.getLogger(__name__)
 
 EXPIRES_S: Final = 30.0
+POLL_S: Final = 2.0
+JOB: Final = "SLIMFRONT_JOB"  # the environment variable that says which Ray job this process is
 
 _TABLE: Final = Table(
     "slimfront_lease",
@@ -49,6 +51,8 @@ _TABLE: Final = Table(
     Column("process_started", String(64), nullable=False),
     Column("since", Float(53), nullable=False),  # database time, s since 1970, as is the next
     Column("heartbeat", Float(53), nullable=False),
+    Column("stop", Integer),  # 1 once the holder was asked to stop
+    Column("job", String(64)),  # the Ray job that it runs as, if it does
 )
 
 
@@ -62,6 +66,10 @@ class Holder:
     """Whether the process runs, if it is of this machine; else whether its heartbeat is young enough."""
     age_s: float
     """How long ago its last heartbeat was."""
+    job: str | None = None
+    """The Ray job that it runs as, if it does."""
+    stopping: bool = False
+    """Whether it was asked to stop."""
 
 
 class Lease:
@@ -84,7 +92,7 @@ class Lease:
         self._takeover = takeover
         self._seconds = seconds
         self._owner = uuid.uuid4().hex
-        self._ended = threading.Event()
+        self._ended, self._stop_asked = threading.Event(), False
         self._renewing = threading.Thread(target=self._renew, name="slimfront-lease", daemon=True)
 
     def __enter__(self) -> Self:
@@ -110,67 +118,88 @@ class Lease:
         self._ended.set()
         self._renewing.join()
         try:
-            with self._storage.transaction("giving back the lease", write=True) as connection:
-                connection.execute(delete(_TABLE).where(self._ours()))
+            mine = delete(_TABLE).where(self._ours())
+            self._storage.run("giving back the lease", lambda connection: connection.execute(mine), write=True)
         except StudyError:
             if error is None:  # else what happened first matters more; the lease ends with the process
                 raise
 
-    def check(self) -> None:
-        """Makes sure that the study is still ours.
+    @property
+    def stop_asked(self) -> bool:
+        """Whether somebody asked this process to stop, as far as was last seen; at most 2 s ago while all is well."""
+        return self._stop_asked
+
+    def guard(self, connection: Connection) -> None:
+        """Makes sure that the study is ours until the transaction ends: every write of a search begins with it.
 
         Raises:
-            StudyError: another process took it over, or the database failed.
+            StudyError: another process took it over.
         """
-        with self._storage.transaction("checking the lease", write=False) as connection:
-            row, _ = _read(connection, self._study_id)
+        columns = (_TABLE.c.owner, _TABLE.c.host, _TABLE.c.pid, _TABLE.c.stop)
+        row = connection.execute(
+            select(*columns).where(_TABLE.c.study_id == self._study_id).with_for_update()
+        ).one_or_none()
         if row is None or row.owner != self._owner:
             by = "was given back" if row is None else f"was taken over by process {row.pid} on {row.host}"
             raise StudyError(f"the lease on study {self._study_id} {by}: this process stops; nothing told is lost")
+        self._stop_asked = bool(row.stop)
 
     def _try(self) -> Holder | None:
         """Takes the lease, or says whom to wait for."""
-        with self._storage.transaction("taking the lease", write=True) as connection:
-            self._storage.lock_study(connection, self._study_id)
-            row, now = _read(connection, self._study_id)
-            if row is not None:
-                current = _holder(row, now, self._seconds)
-                if current.alive and self._takeover and row.machine != _machine():
+        return self._storage.run("taking the lease", self._take, write=True)
+
+    def _take(self, connection: Connection) -> Holder | None:
+        self._storage.lock_study(connection, self._study_id)
+        row, now = _read(connection, self._study_id)
+        if row is not None and row.owner != self._owner:  # ours: the answer to the last attempt was lost
+            current = _holder(row, now, self._seconds)
+            if current.alive:
+                if self._takeover and row.machine != _machine():
                     return current
-                if current.alive:
-                    raise StudyError(self._refusal(row, current))
-                connection.execute(delete(_TABLE).where(_TABLE.c.study_id == self._study_id))
-            mine = {
-                "study_id": self._study_id,
-                "owner": self._owner,
-                "host": socket.gethostname(),
-                "machine": _machine(),
-                "pid": os.getpid(),
-                "process_started": process_started(os.getpid()) or "",
-                "since": now,
-                "heartbeat": now,
-            }
-            connection.execute(insert(_TABLE), mine)
+                raise StudyError(_refusal(row, current))
+        connection.execute(delete(_TABLE).where(_TABLE.c.study_id == self._study_id))
+        mine = {
+            "study_id": self._study_id,
+            "owner": self._owner,
+            "host": socket.gethostname(),
+            "machine": _machine(),
+            "pid": os.getpid(),
+            "process_started": process_started(os.getpid()) or "",
+            "since": now,
+            "heartbeat": now,
+            "stop": 0,
+            "job": os.environ.get(JOB) or None,
+        }
+        connection.execute(insert(_TABLE), mine)
         return None
 
-    def _refusal(self, row: Row[Any], current: Holder) -> str:
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.since))
-        who = f"study {self._study_id} is being searched by process {row.pid} on {row.host} since {since}"
-        if row.machine == _machine():
-            return f"{who}: wait for it, or stop it"
-        return f"{who}, heard of {current.age_s:.0f} s ago: wait for it, or stop it there; `--takeover` waits for it"
-
     def _renew(self) -> None:
-        while not self._ended.wait(self._seconds / 3):
-            try:
-                with self._storage.transaction("renewing the lease", write=True) as connection:
-                    now = {"heartbeat": _clock(connection)}
-                    kept = connection.execute(update(_TABLE).where(self._ours()).values(now)).rowcount
-            except StudyError as error:  # the driver meets it too, and can stop; a hiccup is over by the next time
-                _LOG.warning("%s", error)
+        """Renews the heartbeat, and between the renewals looks whether somebody asked this process to stop."""
+        period, renewed = self._seconds / 3, time.monotonic()
+        while not self._ended.wait(min(POLL_S, period)):
+            due = time.monotonic() - renewed >= period - POLL_S / 2
+            try:  # without patience: the next time comes soon, and giving the lease back waits for this thread
+                if not self._storage.run(
+                    "renewing the lease", self._beat if due else self._look, write=due, patience=0
+                ):
+                    return
+            except StudyError as error:  # the driver meets it too, and waits or stops
+                _LOG.info("%s", error)
                 continue
-            if not kept:
-                return
+            renewed = time.monotonic() if due else renewed
+
+    def _beat(self, connection: Connection) -> bool:
+        now = {"heartbeat": _clock(connection)}
+        return connection.execute(update(_TABLE).where(self._ours()).values(now)).rowcount > 0 and self._look(
+            connection
+        )
+
+    def _look(self, connection: Connection) -> bool:
+        """Whether the lease is ours."""
+        asked = connection.execute(select(_TABLE.c.stop).where(self._ours())).one_or_none()
+        if asked is not None:
+            self._stop_asked = bool(asked.stop)
+        return asked is not None
 
     def _ours(self) -> ColumnElement[bool]:
         return (_TABLE.c.study_id == self._study_id) & (_TABLE.c.owner == self._owner)
@@ -182,11 +211,65 @@ def holder(storage: Storage, study_id: int, *, seconds: float = EXPIRES_S) -> Ho
     Raises:
         StudyError: the database failed.
     """
-    with storage.transaction("looking up the lease", write=False) as connection:
-        if not inspect(connection).has_table(_TABLE.name):
+
+    def look(connection: Connection) -> Holder | None:
+        found = inspect(connection)
+        if not found.has_table(_TABLE.name):
+            return None
+        if len(found.get_columns(_TABLE.name)) < len(_TABLE.columns):  # an earlier version's, which made its own
             return None
         row, now = _read(connection, study_id)
-    return None if row is None else _holder(row, now, seconds)
+        return None if row is None else _holder(row, now, seconds)
+
+    return storage.run("looking up the lease", look, write=False)
+
+
+def refuse_held(storage: Storage, study_id: int, *, takeover: bool = False, seconds: float = EXPIRES_S) -> None:
+    """Says at once what taking the lease would come to.
+
+    Args:
+        storage: the study database.
+        study_id: the study's id in it.
+        takeover: as that of a `Lease`; who is waited for is not refused.
+        seconds: as those of a `Lease`.
+
+    Raises:
+        StudyError: another live process holds it, or the database failed.
+    """
+
+    def look(connection: Connection) -> None:
+        if not inspect(connection).has_table(_TABLE.name):
+            return
+        row, now = _read(connection, study_id)
+        if row is None or (takeover and row.machine != _machine()):
+            return
+        if (current := _holder(row, now, seconds)).alive:
+            raise StudyError(_refusal(row, current))
+
+    storage.run("looking up the lease", look, write=False)
+
+
+def ask_to_stop(storage: Storage, study_id: int, *, seconds: float = EXPIRES_S) -> Holder | None:
+    """Asks whoever searches a study to finish what runs and end; it sees that within seconds.
+
+    Returns:
+        Who was asked, None if nobody searches the study; one that is not alive will not answer.
+
+    Raises:
+        StudyError: the database failed.
+    """
+
+    def ask(connection: Connection) -> Holder | None:
+        row, now = _read(connection, study_id)
+        if row is None:
+            return None
+        connection.execute(update(_TABLE).where(_TABLE.c.study_id == study_id).values(stop=1))
+        return _holder(row, now, seconds)
+
+    if holder(storage, study_id) is None:  # also where the table was never made
+        return None
+    storage.make_table(_TABLE)
+    return storage.run("asking the search to stop", ask, write=True)
 
 
 def process_started(pid: int) -> str | None:
@@ -241,7 +324,18 @@ def _holder(row: Row[Any], now: float, seconds: float) -> Holder:
         alive = started is not None and (started == row.process_started or "" in (started, row.process_started))
     else:
         alive = age_s < seconds
-    return Holder(host=row.host, pid=row.pid, alive=alive, age_s=age_s)
+    return Holder(row.host, row.pid, alive, age_s, row.job, bool(row.stop))
+
+
+def _refusal(row: Row[Any], current: Holder) -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.since))
+    who = f"study {row.study_id} is being searched by process {row.pid} on {row.host} since {since}"
+    if row.machine == _machine():
+        return f"{who}: wait for it, or end it with `slimfront stop`"
+    return (
+        f"{who}, heard of {current.age_s:.0f} s ago: wait for it, or end it with `slimfront stop`; `--takeover` waits "
+        "for it"
+    )
 
 
 def _clock(connection: Connection) -> ColumnElement[Any]:

@@ -5,7 +5,7 @@ from math import log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.front import Front, Point
+from search.front import Candidate, Front, Point
 from spaces.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _float_cells(front: Front) -> Sequence[str]:
     )
 
 
-def _smaller(front: Front, point: Point) -> str:
+def _smaller(front: Front, point: Point | Candidate) -> str:
     return f"{front.float.bytes / point.bytes:.1f}x"
 
 
@@ -121,11 +121,11 @@ def _count(macs: float) -> str:
     return f"{macs / size:.3g} {unit}".rstrip()
 
 
-def _kb(points: Sequence[Point]) -> list[float]:
+def _kb(points: Sequence[Point | Candidate]) -> list[float]:
     return [point.bytes / 1000 for point in points]
 
 
-def _accuracies(points: Sequence[Point]) -> list[float]:
+def _accuracies(points: Sequence[Point | Candidate]) -> list[float]:
     return [point.accuracy for point in points]
 
 
@@ -162,8 +162,8 @@ def _fronts(front: Front, against: Front | None) -> list[tuple[Front, str]]:
     return [*other, (front, BLUE)]
 
 
-def _candidates(front: Front) -> tuple[list[Point], list[Point]]:
-    """All points that are no uniform policies: those scored in full, and those that were stopped."""
+def _candidates(front: Front) -> tuple[list[Candidate], list[Candidate]]:
+    """All finished trials that are no uniform policies: those scored in full, and those that were stopped."""
     others = [point for point in front.complete if point.origin != "uniform"]
     return [point for point in others if not point.stopped], [point for point in others if point.stopped]
 
@@ -226,7 +226,9 @@ def _html(front: Front, best: Point, path: Path, against: Front | None) -> None:
     left, right, bottom, top = _limits(front, against)
     figure = go.Figure()
 
-    def scatter(one: Front, points: Sequence[Point], name: str, marker: dict[str, Any], **more: Any) -> None:
+    def scatter(
+        one: Front, points: Sequence[Point | Candidate], name: str, marker: dict[str, Any], **more: Any
+    ) -> None:
         hover = [_hover(one, point) for point in points]
         x, y = _kb(points), _accuracies(points)
         figure.add_scatter(x=x, y=y, mode="markers", name=name, marker=marker, text=hover, hoverinfo="text", **more)
@@ -271,17 +273,19 @@ def _errors(points: Sequence[Point], color: str) -> dict[str, Any]:
     return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **look}
 
 
-def _hover(front: Front, point: Point) -> str:
+def _hover(front: Front, point: Point | Candidate) -> str:
+    full = point if isinstance(point, Point) else None
     lines = [
-        f"<b>trial {point.trial}</b> ({point.label or point.origin}, rung {point.rung})",
+        f"<b>trial {point.trial}</b> ({(full and full.label) or point.origin}, rung {point.rung})",
         f"{point.bytes:,} bytes, {_smaller(front, point)} smaller",
-        f"accuracy {point.accuracy:.4f} {_interval(point.accuracy_ci95)}",
-        f"MACs {_count(point.macs)}",
+        f"accuracy {point.accuracy:.4f} {_interval(full.accuracy_ci95 if full else None)}".rstrip(),
     ]
-    if point.test_accuracy is not None:
-        lines.insert(3, f"test accuracy {point.test_accuracy:.4f} {_interval(point.test_accuracy_ci95)}".rstrip())
-    if point.within_noise_of is not None:
-        lines.append(f"on test within noise of the smaller trial {point.within_noise_of}")
+    if full is not None and full.test_accuracy is not None:
+        lines.append(f"test accuracy {full.test_accuracy:.4f} {_interval(full.test_accuracy_ci95)}".rstrip())
+    if full is not None:
+        lines.append(f"MACs {_count(full.macs)}")
+    if full is not None and full.within_noise_of is not None:
+        lines.append(f"on test within noise of the smaller trial {full.within_noise_of}")
     if point.stopped:
         lines.append("stopped early: the accuracy is an estimate")
     return "<br>".join(lines)

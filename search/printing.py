@@ -1,5 +1,6 @@
 """What the commands print for people: tables, sentences, and the next commands to paste."""
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -229,6 +230,14 @@ def next_commands(config: Config) -> Iterable[str]:
     yield f"{command} dashboard{option}"
 
 
+def detached_commands(config: Config) -> Iterable[str]:
+    """What to type once a search runs on a cluster, ready to paste."""
+    option, hint = _storage_option(config.resolved_storage())
+    yield from hint
+    study, command = shlex.quote(config.study), _command()
+    yield from (f"{command} {words}{option}" for words in (f"status {study}", f"logs {study} -f", f"stop {study}"))
+
+
 def _command() -> str:
     """`slimfront`, or the path by which it was called where that is not what the shell would find."""
     called, found = Path(sys.argv[0]), shutil.which("slimfront")
@@ -255,6 +264,7 @@ def _workload_option(config: Config) -> str:
     if config.workload in SHIPPED:
         return ""
     file, colon, function = config.workload_entry().rpartition(":")
-    if file.endswith(".py") and Path(file).is_relative_to(Path.cwd()):
-        file = os.path.relpath(file)
+    with contextlib.suppress(OSError):  # the working directory may be gone
+        if file.endswith(".py") and Path(file).is_relative_to(Path.cwd()):
+            file = os.path.relpath(file)
     return f" --workload {shlex.quote(f'{file}{colon}{function}')}"

@@ -5,8 +5,9 @@ there: of the scores on a rung a share goes on, by rank. A candidate is compared
 rung, never with scores of a higher one, which would dry promotion up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import log
 
 from objectives.racing import Outcomes, Race
@@ -128,6 +129,12 @@ class History:
     def promotes(self, rung: int, accuracy: float, bytes: int) -> bool:
         """Whether a candidate with this score on this rung would go on now."""
         return self._judge().promote(rung, accuracy, bytes)
+
+    def promotable(self, rung: int) -> Iterator[Iterator[tuple[int, float]]]:
+        """The scores on a rung that would go on now, bytes and accuracy each, those of rank 1 first."""
+        ranks = self._ranks[rung]
+        last = None if self._share >= 1 else ranks.last_within(self._share)
+        return (zip(one.bytes, one.accuracy, strict=True) for one in islice(ranks, last))
 
     def rank(self, rung: int, accuracy: float, bytes: int) -> int:
         """The rank of a score among those of its rung now."""

@@ -1,21 +1,22 @@
 """How far a study is: its trials by state, how fast they finish, the best so far, and whether a driver is alive."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import Any
+
+from sqlalchemy import Connection
 
 from search.config import storage_url
-from search.front import pick_study
 from search.goals import ends_words
 from search.lease import Holder, holder
 from search.storage import open_storage
-
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
+from search.storage.reading import Ended, best_within, count_states, latest_ends
+from search.stored import pick_study
 
 SHARES = (4, 8, 16)  # the best accuracy is told at the float bytes divided by these
-RECENT = 50  # trials that the rate is taken over
+RECENT = 50  # trials that the rate is taken over, at most
+PAUSE_SECONDS = 60.0  # see `rate_of`
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Status:
         trials: how many trials the study shall have.
         ends: what ends its latest launch, and the sizes that one aims at, in words.
         states: how many trials are in which state.
-        rate: candidates that finished in a second, over the latest ones; None before two have.
+        rate: candidates that finished in a second, over the latest ones since the last pause; None before two have.
         best: the best accuracy at some sizes.
         driver: who searches, or searched last; None if nobody ever did.
     """
@@ -71,30 +72,45 @@ def status(study: str | None = None, storage: str | None = None) -> Status:
     store = open_storage(storage_url(storage), create=False)
     try:
         found = pick_study(store, study)
-        trials = store.load_trials(found.id)
-        complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
+        float_bytes, budget = found.attrs["float"]["bytes"], found.attrs["config"]["budget"]
+
+        def read(connection: Connection) -> tuple[dict[str, int], Sequence[Ended], tuple[Best, ...]]:
+            best = tuple(_best(connection, found.id, share, float_bytes // share) for share in SHARES)
+            return count_states(connection, found.id), latest_ends(connection, found.id, RECENT), best
+
+        states, ends, best = store.run(f"reading how far study {found.name!r} is", read, write=False)
         return Status(
             study=found.name,
-            trials=found.attrs["config"]["budget"]["trials"],
-            ends=ends_words(found.attrs["config"]["budget"]),
-            states=dict(Counter(trial.state.name for trial in trials)),
-            rate=_rate(trials),
-            best=tuple(_best(complete, share, found.attrs["float"]["bytes"] // share) for share in SHARES),
+            trials=budget["trials"],
+            ends=ends_words(budget),
+            states=states,
+            rate=rate_of(ends),
+            best=best,
             driver=holder(store, found.id),
         )
     finally:
         store.close()
 
 
-def _rate(trials: Sequence["FrozenTrial"]) -> float | None:
-    ends = sorted(trial.datetime_complete for trial in trials if trial.datetime_complete is not None)[-RECENT:]
-    seconds = (ends[-1] - ends[0]).total_seconds() if ends else 0.0
-    return (len(ends) - 1) / seconds if seconds > 0 else None
+def rate_of(ends: Sequence[Ended]) -> float | None:
+    """Candidates in a second, since the last pause; None where fewer than two moments are known since then.
+
+    Between two candidates that a search tells lies hardly more than the scoring of one takes, since the next one was
+    asked before. So a pause is a gap of more than a minute and twice the longest scoring of these candidates: nobody
+    searched then, as between two launches.
+
+    Args:
+        ends: of told trials, the earliest first.
+    """
+    longest = max((one.seconds for one in ends), default=0.0)
+    gaps = [(after.at - before.at).total_seconds() for before, after in pairwise(ends)]
+    paused = [at + 1 for at, gap in enumerate(gaps) if gap > PAUSE_SECONDS + 2 * longest]
+    recent = ends[paused[-1] if paused else 0 :]
+    seconds = (recent[-1].at - recent[0].at).total_seconds() if recent else 0.0
+    later = sum(one.at > recent[0].at for one in recent)  # several may be told in one moment
+    return later / seconds if seconds > 0 else None
 
 
-def _best(complete: Sequence["FrozenTrial"], share: int, limit: int) -> Best:
-    fitting = [trial for trial in complete if trial.values[1] <= limit and not trial.user_attrs.get("stopped")]
-    if not fitting:
-        return Best(share, limit)
-    best = max(fitting, key=lambda trial: (trial.values[0], -trial.values[1], -trial.number))
-    return Best(share, limit, best.number, best.values[0], int(best.values[1]))
+def _best(connection: Connection, study_id: int, share: int, limit: int) -> Best:
+    found = best_within(connection, study_id, limit)
+    return Best(share, limit) if found is None else Best(share, limit, *found)

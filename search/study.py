@@ -1,8 +1,8 @@
 """A search as an Optuna study: axes as distributions, policies as trials, and what is stored with each."""
 
 import warnings
-from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal, assert_never
@@ -11,10 +11,12 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection
 
 from objectives.racing import Outcomes
 from objectives.score import RungScore, Score
-from search.storage import Storage
+from search.storage import End, Start, Storage
+from search.storage.batches import refuse_unfinished
 from search.storage.outcomes import decode, encode
 from spaces.errors import StudyError
 from spaces.policy import Policy
@@ -60,6 +62,7 @@ def open_study(storage: Storage, name: str) -> tuple[int, bool]:
         study_id = storage.get_study_id_from_name(name)
     except KeyError:
         study_id, made = storage.create_new_study(DIRECTIONS, name), True
+    refuse_unfinished(name, storage.get_study_user_attrs(study_id))
     strange = "fingerprint" not in storage.get_study_user_attrs(study_id) and storage.get_n_trials(study_id) > 0
     if strange or tuple(storage.get_study_directions(study_id)) != DIRECTIONS:
         raise StudyError(
@@ -96,7 +99,6 @@ class Asked:
     """
 
     number: int
-    trial_id: int
     params: Mapping[str, Any]
     system_attrs: Mapping[str, Any]
     attrs: Mapping[str, Any]
@@ -129,6 +131,8 @@ class Asked:
 class Trials:
     """The trials of a study, in memory and in the store; the driver is the only one who changes them.
 
+    What was started and told is stored by `commit`.
+
     Raises:
         StudyError: the study holds trials that no search of ours asked.
     """
@@ -142,6 +146,8 @@ class Trials:
                 f"trials {late} were told before trial {self.told}: this study was not written by one driver"
             )
         self._first: dict[str, int] = {}
+        self._starts: list[Start] = []
+        self._ends: list[End] = []
         storage.make_outcomes(study_id, anew=not self.told)
         self._outcomes = storage.load_outcomes(study_id)
 
@@ -152,11 +158,6 @@ class Trials:
 
     def __getitem__(self, number: int) -> Asked:
         return self._trials[number]
-
-    @property
-    def asked(self) -> Sequence[Asked]:
-        """All of them."""
-        return self._trials
 
     def finished(self) -> Iterator[Asked]:
         """Those that were told, in order."""
@@ -178,17 +179,28 @@ class Trials:
         self._outcomes.pop(number, None)
 
     def start(self, proposal: Proposal, distributions: Mapping[str, BaseDistribution], prefix: str) -> Asked:
-        """Store a proposal as the next, running trial; what the sampler wants remembered goes with it."""
+        """Take a proposal as the next, running trial; what the sampler wants remembered goes with it."""
         number = self.count
         continues = {} if proposal.continues is None else {"continues": proposal.continues}
         attrs = {"origin": proposal.origin, "digest": proposal.policy.digest, **continues}
         study_attrs = {prefix + key: value for key, value in proposal.study_attrs.items()}
-        trial_id = self._storage.start_trial(
-            self._study_id, number, proposal.params, distributions, attrs, proposal.system_attrs, study_attrs
-        )
-        asked = Asked(number, trial_id, proposal.params, proposal.system_attrs, attrs, False, None, ())
+        self._starts.append(Start(number, proposal.params, distributions, attrs, proposal.system_attrs, study_attrs))
+        asked = Asked(number, proposal.params, proposal.system_attrs, attrs, False, None, ())
         self._trials.append(asked)
         return asked
+
+    def commit(self, guard: Callable[[Connection], None]) -> None:
+        """Store what was started and told since the last time, in one transaction.
+
+        Args:
+            guard: looks first whether the study is still ours to write.
+
+        Raises:
+            StudyError: it is not, or the database failed; nothing was stored.
+        """
+        if self._starts or self._ends:
+            self._storage.write_trials(self._study_id, self._starts, self._ends, guard)
+            self._starts, self._ends = [], []
 
     def complete(self, score: Score, where: Mapping[str, Any], kept: Container[int] = ()) -> Asked:
         """Tell the next trial's score.
@@ -237,18 +249,9 @@ class Trials:
     ) -> Asked:
         asked = self._trials[self.told]
         state = TrialState.FAIL if values is None else TrialState.COMPLETE
-        self._storage.finish_trial(asked.trial_id, state, values, attrs, outcomes=outcomes)
+        self._ends.append(End(asked.number, state, values, attrs, outcomes))
         self._outcomes[asked.number] = dict(outcomes)
-        told = Asked(
-            asked.number,
-            asked.trial_id,
-            asked.params,
-            asked.system_attrs,
-            {**asked.attrs, **attrs},
-            True,
-            values,
-            rungs,
-        )
+        told = replace(asked, attrs={**asked.attrs, **attrs}, told=True, values=values, rungs=rungs)
         self._trials[self.told] = told
         self.told += 1
         return told
@@ -272,4 +275,4 @@ def _asked(trial: FrozenTrial) -> Asked:
             f"trial {trial.number} was told by an earlier version of Slimfront: search again under another name"
         ) from error
     told = trial.state is not TrialState.RUNNING
-    return Asked(trial.number, trial._trial_id, trial.params, trial.system_attrs, trial.user_attrs, told, values, rungs)
+    return Asked(trial.number, trial.params, trial.system_attrs, trial.user_attrs, told, values, rungs)

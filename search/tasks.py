@@ -4,7 +4,8 @@ import contextlib
 import socket
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,12 +14,16 @@ from compress.layer import Cost
 from objectives.accuracy import Accuracy
 from objectives.failures import sorted_failures
 from objectives.judging import Judge
+from objectives.machine import machine
+from objectives.packed import keep_packed
 from objectives.score import RungScore, Score, Scorer
+from search.arrivals import Arrivals
 from search.prices import Sensing, prices
 from spaces.errors import CandidateError, RetryableError, SlimfrontError
 from spaces.policy import Choice, Policy
 
 RETRIES = 2  # further tries of a task that failed for want of memory, disk or its worker
+WAIT_SECONDS = 0.5  # for room in the cache folder
 BATCH = 2**26  # weights of one site that are compressed together, all its choices counted
 
 
@@ -40,11 +45,17 @@ class ScoreTask:
 
 @dataclass(frozen=True)
 class TestTask:
-    """Score a kept packed file on the test split; `number` is its trial."""
+    """Score a kept packed file on the test split, on any node; `number` is its trial.
+
+    Attributes:
+        artifact: the file's hash.
+        blob: the file.
+    """
 
     __test__ = False
     number: int
     artifact: str
+    blob: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -69,9 +80,9 @@ class LayerTask:
 
         Raises:
             CandidateError: a choice does not fit the site, or it cannot be compressed.
-            RetryableError: out of memory, or the cache folder cannot be written.
+            RetryableError: out of memory.
         """
-        with sorted_failures(scorer.evaluation.cache, f"site {self.site}: "):
+        with sorted_failures(f"site {self.site}: "):
             return self._costs(scorer)
 
     def _costs(self, scorer: Scorer) -> list[Cost]:
@@ -103,7 +114,16 @@ class LayerTask:
 
 @dataclass(frozen=True)
 class Result:
-    """What came back: a score, one on the test split, costs, or the reason why there is none; and where it was made."""
+    """What came back: a score, one on the test split, costs, or the reason why there is none; and where it was made.
+
+    Attributes:
+        number: the task's.
+        score, test, costs, error: one of them.
+        seconds: that it took.
+        host: whose process it was.
+        machine: what it was measured on (see `objectives.machine`).
+        blob: the packed file of a score that keeps one, where it is not yet in the driver's cache folder.
+    """
 
     number: int
     score: Score | None = None
@@ -112,34 +132,57 @@ class Result:
     error: str | None = None
     seconds: float = 0.0
     host: str = ""
+    machine: str = ""
+    blob: bytes | None = field(default=None, repr=False)
 
 
 Task = ScoreTask | TestTask | LayerTask
 
 
-def run(scorer: Scorer, cache: Path, task: Task) -> Result:
+def run(scorer: Scorer, cache: Path, task: Task, *, carry: bool = False) -> Result:
     """Carry a task out; a candidate's own failure is a result, too.
 
+    Args:
+        scorer: of the study.
+        cache: the folder for packed files.
+        task: what is to be done.
+        carry: whether the driver has another cache folder, so that a packed file has to come with the result. It comes
+            also where this process cannot write it: the driver then waits for room.
+
     Raises:
-        RetryableError: out of memory, or the cache folder cannot be written.
+        RetryableError: out of memory.
     """
     clock = time.perf_counter()
-    host = socket.gethostname()
     try:
-        match task:
-            case ScoreTask(number, policy, judge, start):
-                score = scorer.score(policy, judge, start)
-                return Result(number, score=score, seconds=time.perf_counter() - clock, host=host)
-            case TestTask(number, artifact):
-                test = scorer.score_file(artifact_path(cache, artifact), "test")
-                return Result(number, test=test, seconds=time.perf_counter() - clock, host=host)
-            case LayerTask(number):
-                costs = tuple(task.run(scorer))
-                return Result(number, costs=costs, seconds=time.perf_counter() - clock, host=host)
+        result = _outcome(scorer, cache, task, carry=carry)
     except RetryableError:
         raise
     except SlimfrontError as error:
-        return Result(task.number, error=str(error), seconds=time.perf_counter() - clock, host=host)
+        result = Result(task.number, error=str(error))
+    evaluation = scorer.evaluation
+    return replace(
+        result,
+        seconds=time.perf_counter() - clock,
+        host=socket.gethostname(),
+        machine=machine(evaluation.device, evaluation.threads),
+    )
+
+
+def _outcome(scorer: Scorer, cache: Path, task: Task, *, carry: bool) -> Result:
+    match task:
+        case ScoreTask(number, policy, judge, start):
+            score, blob = scorer.packed(policy, judge, start)
+            if score.artifact is not None and blob is not None:
+                scorer.share(score.artifact, blob)
+                if not carry:
+                    with contextlib.suppress(RetryableError):
+                        keep_packed(cache, score.artifact, blob)
+                        blob = None
+            return Result(number, score=score, blob=blob)
+        case TestTask(number, artifact, blob):
+            return Result(number, test=scorer.score_blob(blob, artifact_path(cache, artifact), "test"))
+        case LayerTask(number):
+            return Result(number, costs=tuple(task.run(scorer)))
 
 
 class Pool(Protocol):
@@ -158,19 +201,60 @@ class Pool(Protocol):
         """End the workers."""
 
 
+class Late:
+    """A pool that is made when it is first given something.
+
+    Args:
+        make: makes it.
+    """
+
+    def __init__(self, make: Callable[[], Pool]) -> None:
+        self._make = make
+        self._pool: Pool | None = None
+
+    def submit(self, task: Task) -> None:
+        """Queue a task."""
+        self._pool = self._pool or self._make()
+        self._pool.submit(task)
+
+    def collect(self, timeout: float) -> list[Result]:
+        """Results that are ready."""
+        return self._pool.collect(timeout) if self._pool else []
+
+    def withdraw(self) -> int:
+        """Take back what no worker has begun; how many results are still to come."""
+        return self._pool.withdraw() if self._pool else 0
+
+    def close(self) -> None:
+        """End the workers, where there are any."""
+        if self._pool:
+            self._pool.close()
+
+
 class LocalPool:
     """Scores in the driver's own process, one task a `collect`."""
 
     def __init__(self, scorer: Scorer, cache: Path) -> None:
         self._scorer, self._cache = scorer, cache
         self._queue: deque[Task] = deque()
+        self._arrivals = Arrivals(cache)
 
     def submit(self, task: Task) -> None:
         """Queue a task."""
         self._queue.append(task)
 
     def collect(self, timeout: float) -> list[Result]:
-        """The result of the oldest task, with up to RETRIES further tries."""
+        """The result of the oldest task, with up to RETRIES further tries.
+
+        Raises:
+            StudyError: the cache folder could not be written for too long.
+        """
+        if self._arrivals.waiting:
+            time.sleep(min(timeout, WAIT_SECONDS))
+            return self._arrivals.through()
+        return self._arrivals.through(self._scored())
+
+    def _scored(self) -> list[Result]:
         if not self._queue:
             return []
         task = self._queue.popleft()
@@ -182,9 +266,9 @@ class LocalPool:
         return [last]
 
     def withdraw(self) -> int:
-        """Take back what has not begun: everything, between two `collect` calls."""
+        """Take back what has not begun: everything, between two `collect` calls, but a result that waits for room."""
         self._queue.clear()
-        return 0
+        return self._arrivals.waiting
 
     def close(self) -> None:
         """Nothing to end."""

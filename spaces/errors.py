@@ -1,6 +1,6 @@
 """What can go wrong, named by what the reader must do about it."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 class SlimfrontError(Exception):
@@ -26,7 +26,16 @@ class CandidateError(SlimfrontError):
 
 
 class RetryableError(SlimfrontError):
-    """A worker was lost or ran out of memory: the same task is tried again, elsewhere."""
+    """A worker was lost, or memory or disk ran out: the same task is tried again, elsewhere or later.
+
+    Attributes:
+        blame: "task" where the task itself may be at fault, so that its tries are counted; "cache" where the cache
+            folder cannot be written: that is no candidate's fault, and the search waits.
+    """
+
+    def __init__(self, message: str, *, blame: Literal["task", "cache"] = "task") -> None:
+        super().__init__(message)
+        self.blame = blame
 
 
 class StudyError(SlimfrontError):

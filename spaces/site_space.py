@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -121,12 +122,24 @@ class SiteSpace:
         name = prefix + self.name
         kind = point.get(f"{name}/kind", self.kinds[0])
         bits = point.get(f"{name}/bits", self.bits[0] if self.bits else None)
-        prune = self.prune(point.get(f"{name}/ratio", self.ratios[0] if self.ratios else 0.0))
-        if self.patterns and (label := point[f"{name}/prune"]) != "unstructured":
-            prune = self.patterns[self._prune_names().index(label) - bool(self.ratios)]
-        names = [_activation_name(one) for one in self.activations]
-        activations = self.activations[names.index(point.get(f"{name}/activations", names[0]))]
-        return self.choice(kind, prune, int(bits) if bits is not None else None, activations)
+        ratio = point.get(f"{name}/ratio", self.ratios[0] if self.ratios else 0.0)
+        label = point[f"{name}/prune"] if self.patterns else "unstructured"
+        activation = point.get(f"{name}/activations")
+        key = kind, bits, ratio, label, activation
+        if (known := self._known.get(key)) is None:
+            prune = self.prune(ratio)
+            if label != "unstructured":
+                prune = self.patterns[self._prune_names().index(label) - bool(self.ratios)]
+            names = [_activation_name(one) for one in self.activations]
+            activations = self.activations[0 if activation is None else names.index(activation)]
+            known = self.choice(kind, prune, int(bits) if bits is not None else None, activations)
+            self._known[key] = known
+        return known
+
+    @cached_property
+    def _known(self) -> dict[tuple[Any, ...], Choice]:
+        """Choices by where they lie on the axes, once they were looked at."""
+        return {}
 
     def point(self, choice: Choice, prefix: str = "") -> dict[str, Any]:
         """The values of this site's axes that give a choice; what the choice leaves open is the first value.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from spaces.axes import Axis, Grid, Options, Range, first_value, on_axis
@@ -123,6 +124,10 @@ class Space:
             channel_pruning=ChannelPruning(**document["channel_pruning"]),
         )
 
+    @cached_property
+    def _by_name(self) -> dict[str, Axis]:
+        return {axis.name: axis for axis in self.axes()}
+
     def size(self) -> int:
         """How many different policies there are (the continuous axes are not counted)."""
         ways = {site.name: len(site.choices()) for site in self.sites}
@@ -140,7 +145,7 @@ class Space:
         Raises:
             ValueError: an axis is missing, unknown, or off its values.
         """
-        axes = {axis.name: axis for axis in self.axes()}
+        axes = self._by_name
         if params.keys() != axes.keys():
             missing, unknown = sorted(axes.keys() - params.keys()), sorted(params.keys() - axes.keys())
             raise ValueError(f"missing axes {missing}, unknown axes {unknown}")

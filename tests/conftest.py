@@ -15,9 +15,10 @@ def _nothing_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyte
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A Ray with room for six workers, which launches use and leave running; it takes 9 s to start."""
+    from search.config import Config
     from search.pool import start_ray, stop_ray
 
-    started = start_ray(6)
+    started = start_ray(Config(study="any", workload="any:any", workers=6))
     yield
     if started:
         stop_ray()

@@ -16,7 +16,6 @@ from objectives.score import Scorer
 from objectives.workload import Workload, load_workload
 from search.config_sections import BudgetConfig, SamplerConfig, SpaceConfig
 from search.export import policy_files
-from search.front import front
 from search.loop import launch
 from spaces.policy import (
     ArtifactRecord,
@@ -37,6 +36,7 @@ from spaces.policy import (
 from tests import tiny
 from tests.searches import tiny as tiny_search
 from tests.searches import url_of
+from tests.studies import every_point
 
 ENTRY = "tests.deep:workload"
 
@@ -113,8 +113,7 @@ def search(folder: Path, trials: int = 8, *, space: dict[str, Any] | None = None
     settings = {"workload": ENTRY, "space": SpaceConfig(**given), "budget": BudgetConfig(trials=trials)}
     settings["sampler"] = SamplerConfig(name="nsga2", options={"population_size": 4}, uniform=2, predicted=trials // 2)
     launch(tiny_search(folder, **{**settings, "coding": "packed", **changed}))
-    points = sorted(front(storage=url_of(folder)).complete, key=lambda one: one.trial)
-    return Found(policy_files(points, storage=url_of(folder)), folder / "cache")
+    return Found(policy_files(every_point(url_of(folder)), storage=url_of(folder)), folder / "cache")
 
 
 CODED = Choice(prune=Unstructured(ratio=0.5), weights=Uniform(bits=4))

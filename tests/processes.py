@@ -26,3 +26,9 @@ def below(pid: int, name: str) -> list[int]:
             if command and command[0].startswith(name):
                 found.append(int(own))
     return found
+
+
+def naming(word: str) -> list[int]:
+    """The processes whose command holds a word."""
+    said = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    return [int(line.split(maxsplit=1)[0]) for line in said.splitlines() if word in line]

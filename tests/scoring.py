@@ -7,6 +7,7 @@ from objectives.evaluation import Evaluation, teach
 from objectives.racing import Race
 from objectives.score import Scorer
 from objectives.workload import LoadedWorkload
+from spaces.errors import RetryableError
 from spaces.policy import (
     Choice,
     Distillation,
@@ -69,3 +70,13 @@ class Until:
 
     def race(self, rung: int, bytes: int) -> Race | None:
         return None
+
+
+class Hungry(Until):
+    """A judge that finds no memory."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def promote(self, rung: int, accuracy: float, bytes: int) -> bool:
+        raise RetryableError("out of memory: so much")

@@ -53,7 +53,8 @@ class Row:
 
 
 def row(trial: FrozenTrial) -> Row:
-    attrs = {key: value for key, value in trial.user_attrs.items() if key not in ("seconds", "host", "rungs")}
+    circumstances = ("seconds", "host", "machine", "rungs")
+    attrs = {key: value for key, value in trial.user_attrs.items() if key not in circumstances}
     rungs = [
         {key: value for key, value in rung.items() if key != "seconds"} for rung in trial.user_attrs.get("rungs", ())
     ]
@@ -82,6 +83,12 @@ def attrs_of(store: Path | str) -> dict[str, Any]:
     """The study's own attributes."""
     with closing(open_storage(store if isinstance(store, str) else url_of(store), create=False)) as storage:
         return dict(storage.get_study_user_attrs(storage.get_study_id_from_name(STUDY)))
+
+
+def document_of(store: Path | str, key: str) -> Any:
+    """A document of the study."""
+    with closing(open_storage(store if isinstance(store, str) else url_of(store), create=False)) as storage:
+        return storage.load_document(storage.get_study_id_from_name(STUDY), key)
 
 
 def outcomes_of(store: Path | str) -> dict[tuple[int, int], tuple[bytes, bytes]]:

@@ -12,7 +12,8 @@ from objectives.score import Score
 from search.candidates import Prepared, prepare
 from search.config import Config
 from search.config_sections import CacheConfig, DistillationConfig, SamplerConfig, SpaceConfig
-from search.storage import Storage, open_storage
+from search.front import Point, front
+from search.storage import End, Start, open_storage
 from search.study import distributions, open_study
 from spaces.policy import Policy
 from spaces.site_space import SiteSpace
@@ -47,7 +48,7 @@ class Told:
         return {**attrs, "stopped": True} if self.stopped else attrs
 
 
-def describe(config: Config, space: Space, **changed: Any) -> dict[str, Any]:
+def describe(config: Config, **changed: Any) -> dict[str, Any]:
     """The attributes of a study of a made-up model of 800,000 bytes and accuracy 0.98."""
     return {
         "versions": VERSIONS,
@@ -67,7 +68,6 @@ def describe(config: Config, space: Space, **changed: Any) -> dict[str, Any]:
             "test_accuracy": 0.97,
             "macs": 1e6,
         },
-        "space": space.document(),
         "smallest_bytes": 10_000,
         "test": {},
         "cache": "/nowhere",
@@ -77,23 +77,33 @@ def describe(config: Config, space: Space, **changed: Any) -> dict[str, Any]:
     }
 
 
-def write_study(url: str, name: str, attrs: Mapping[str, Any], space: Space, told: Sequence[Told]) -> None:
-    """Make a study of these trials, one after another."""
+def write_study(
+    url: str,
+    name: str,
+    attrs: Mapping[str, Any],
+    space: Space,
+    told: Sequence[Told],
+    documents: Mapping[str, Any] | None = None,
+) -> None:
+    """Make a study of these trials, with further documents beside its space, or in its place."""
     storage = open_storage(url, create=True)
     try:
         study_id, _ = open_study(storage, name)
+        storage.set_documents(study_id, {"space": space.document(), **(documents or {})})
         storage.set_study_attrs(study_id, attrs)
-        for number, one in enumerate(told):
-            accuracy, size = one.rungs[-1]
-            trial_id = _start(storage, study_id, number, space, one.policy, one.origin)
-            storage.finish_trial(trial_id, TrialState.COMPLETE, [accuracy, float(size)], one.attrs())
+        starts = [start(number, space, one.policy, one.origin) for number, one in enumerate(told)]
+        ends = [
+            End(number, TrialState.COMPLETE, [one.rungs[-1][0], float(one.rungs[-1][1])], one.attrs())
+            for number, one in enumerate(told)
+        ]
+        storage.write_trials(study_id, starts, ends)
     finally:
         storage.close()
 
 
-def _start(storage: Storage, study_id: int, number: int, space: Space, policy: Policy, origin: str) -> int:
-    attrs = {"origin": origin, "digest": policy.digest}
-    return storage.start_trial(study_id, number, space.params(policy), distributions(space), attrs, {})
+def start(number: int, space: Space, policy: Policy, origin: str) -> Start:
+    """A trial of this policy, as a search asks it."""
+    return Start(number, space.params(policy), distributions(space), {"origin": origin, "digest": policy.digest}, {})
 
 
 MADE_UP = [
@@ -106,11 +116,20 @@ MADE_UP = [
 ]
 
 
+TESTS = {"3": {"accuracy": 0.96, "ci95": None}, "4": {"accuracy": 0.9, "ci95": None}}
+
+
 def write_made_up(folder: Path) -> str:
     """Write the study `made-up` into `folder`/store.db, and return the store's URL."""
     url = f"sqlite:///{folder}/store.db"
-    write_study(url, CONFIG.study, describe(CONFIG, SPACE, test={"3": 0.96, "4": 0.9}), SPACE, MADE_UP)
+    write_study(url, CONFIG.study, describe(CONFIG, test=TESTS), SPACE, MADE_UP)
     return url
+
+
+def every_point(url: str, study: str | None = None) -> list[Point]:
+    """All finished trials of a study in full, by number."""
+    found = front(study, url, also=[one.trial for one in front(study, url).complete])
+    return sorted(found.also, key=lambda one: one.trial)
 
 
 @dataclass(frozen=True)
@@ -138,7 +157,6 @@ def score_digits(folder: Path) -> DigitsStudy:
     model, loaded = prepared.float_score, prepared.loaded
     attrs = describe(
         config,
-        prepared.space,
         workload={
             "entry": loaded.entry,
             "model_sha256": loaded.model_sha256,
@@ -158,17 +176,19 @@ def score_digits(folder: Path) -> DigitsStudy:
         coding=prepared.evaluation.coding,
     )
     storage = open_storage(url, create=True)
-    scores, tests = [], {}
+    scores, tests, starts, ends = [], {}, [], []
     try:
         study_id, _ = open_study(storage, "digits")
+        storage.set_documents(study_id, {"space": prepared.space.document()})
         storage.set_study_attrs(study_id, attrs)
         for number, (origin, policy) in enumerate(prepared.first):
-            trial_id = _start(storage, study_id, number, prepared.space, policy, origin)
+            starts.append(start(number, prepared.space, policy, origin))
             until = number % 3  # rungs 0, 1 and 2 are all reached
             score = prepared.scorer.score(policy, FixedJudge(until, kept=number > 0))
             if score.artifact is not None:
                 path = prepared.evaluation.cache / "artifacts" / f"{score.artifact}.safetensors"
-                tests[str(number)] = prepared.scorer.score_file(path, "test").value
+                test = prepared.scorer.score_file(path, "test")
+                tests[str(number)] = {"accuracy": test.value, "ci95": test.ci95}
             told = {
                 "macs": score.macs,
                 "rung": score.rung,
@@ -176,8 +196,9 @@ def score_digits(folder: Path) -> DigitsStudy:
                 "ci95": score.ci95,
                 "artifact": score.artifact,
             }
-            storage.finish_trial(trial_id, TrialState.COMPLETE, [score.accuracy, float(score.bytes)], told)
+            ends.append(End(number, TrialState.COMPLETE, [score.accuracy, float(score.bytes)], told))
             scores.append(score)
+        storage.write_trials(study_id, starts, ends)
         storage.set_study_attrs(study_id, {"test": tests})
     finally:
         storage.close()

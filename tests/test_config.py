@@ -91,8 +91,15 @@ def test_only_study_and_workload_are_needed_and_the_rest_has_defaults(tmp_path: 
             "samples": 16,
             "measured": 12,
         },
-        "budget": {"trials": 120, "timeout": None, "until": None, "patience": None, "focus": None},
+        "budget": {"trials": 120, "timeout": None, "until": None, "patience": None, "focus": None, "grace": 30.0},
         "workers": 2,
+        "engine": "pool",
+        "ray": {
+            "address": None,
+            "jobs": None,
+            "resources": {"cpus": 1.0, "gpus": None, "memory": None, "custom": {}},
+            "runtime_env": {"working_dir": None, "py_modules": [], "pip": [], "excludes": []},
+        },
         "threads": 1,
         "seed": 0,
         "window": 8,
@@ -214,26 +221,6 @@ def test_a_focus_is_a_range_of_bytes(text: str, focus: tuple[int, int] | None, t
         assert read(tmp_path, "budget: {focus: [1, 2]}", focus=text).budget.focus == focus
 
 
-def test_set_changes_keys_and_makes_sections(tmp_path: Path) -> None:
-    overrides = ("space.bits=[8, 4]", "sampler.options.population_size=20", "seed=1", "seed=2", "cache=")
-    config = read(tmp_path, "space: {bits: [2]}\ncache: here", *overrides)
-    assert config.space.bits == (4, 8)
-    assert config.sampler.options == {"population_size": 20}
-    assert config.seed == 2
-    assert config.cache == CacheConfig()
-
-
-def test_options_of_the_command_line_replace_the_file_and_none_does_not(tmp_path: Path) -> None:
-    text = "budget: {trials: 9, timeout: 9}\nworkers: 9\nseed: 9\nstorage: sqlite:///nine.db"
-    new = {"trials": 1, "timeout": "1m", "workers": 0, "seed": 3, "storage": "sqlite:///new.db"}
-    config = read(tmp_path, text, **new)
-    assert (config.budget.trials, config.budget.timeout, config.workers, config.seed) == (1, 60.0, 0, 3)
-    assert config.resolved_storage() == "sqlite:///new.db"
-    assert read(tmp_path, text, **dict.fromkeys(new)) == read(tmp_path, text)
-    with pytest.raises(ConfigError, match=r"workers \(from --workers\): given -1"):
-        read(tmp_path, workers=-1)
-
-
 def test_a_config_is_frozen_through_and_through(tmp_path: Path) -> None:
     config = read(tmp_path, "space: {rules: [{sites: fc, bits: [4]}]}")
     parts: list[BaseModel] = [config, config.space, config.space.rules[0]]
@@ -295,8 +282,15 @@ def test_the_cache_is_the_configs_else_the_environments_else_the_users(
 
 
 def test_a_password_is_in_no_printout_and_no_document(tmp_path: Path) -> None:
-    config = read(tmp_path, "storage: postgresql://me:secret@host/db")
+    text = """
+storage: postgresql://me:secret@host/db
+cache: {shared: s3://key:secret@bucket/folder}
+ray: {runtime_env: {env_vars: {TOKEN: secret}}}
+"""
+    config = read(tmp_path, text)
     assert config.resolved_storage() == "postgresql://me:secret@host/db"
+    assert config.cache.shared == "s3://key:secret@bucket/folder"
+    assert config.ray.runtime_env.env_vars == {"TOKEN": "secret"}
     assert "secret" not in f"{config!r} {config} {config.document()} {config.fingerprint()}"
 
 
@@ -304,7 +298,8 @@ def test_the_fingerprint_is_what_determines_the_search(tmp_path: Path) -> None:
     config = read(tmp_path)
     same = read(
         tmp_path,
-        "storage: mysql://h/d\ncache: {folder: here, max_bytes: 0}",
+        "storage: mysql://h/d\ncache: {folder: here, max_bytes: 0, shared: s3://a/b}\n"
+        "budget: {grace: 0}\nengine: tune\nray: {address: auto, resources: {cpus: 2}}",
         trials=1,
         timeout=5,
         until="18:00",
@@ -316,7 +311,7 @@ def test_the_fingerprint_is_what_determines_the_search(tmp_path: Path) -> None:
     assert config.fingerprint() == same.fingerprint()
     stored = json.loads(json.dumps(config.fingerprint()))
     assert difference(stored, config.fingerprint()) == []
-    left_out = {"budget", "workers", "storage", "cache"}
+    left_out = {"budget", "workers", "engine", "ray", "storage", "cache"}
     assert stored.keys() == Config.model_fields.keys() - left_out
     for override in (
         "space.bits=[4]",
@@ -361,7 +356,7 @@ def test_every_key_is_described_in_the_json_schema() -> None:
     schema = Config.model_json_schema()
     json.dumps(schema)
     sections = {"Config": schema, **schema["$defs"]}
-    assert len(sections) == 10
+    assert len(sections) == 13
     for name, section in sections.items():
         assert section["additionalProperties"] is False, name
         assert section["description"], name

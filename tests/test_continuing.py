@@ -9,7 +9,7 @@ import pytest
 
 from objectives.score import RungScore
 from search.config_sections import DistillationConfig, RacingConfig, SamplerConfig
-from search.continuing import EVERY, to_continue
+from search.continuing import EVERY, Continuing
 from search.loop import launch
 from search.rungs import History
 from tests.searches import Row, outcomes_of, rows_of, tiny, untell
@@ -34,6 +34,15 @@ def history_of(told: list[Told], share: float = 0.5) -> History:
         if trial.rungs:
             history.tell(trial.number, trial.rungs, (), trial.stopped)
     return history
+
+
+def to_continue(number: int, asked: list[Told], visible: int, history: History, last: int = LAST) -> int | None:
+    continuing = Continuing(last)
+    for trial in asked:
+        continuing.ask(trial.continues)
+    for trial in asked[:visible]:
+        continuing.tell(trial)
+    return continuing.choose(number, history)
 
 
 def chosen(told: list[Told], number: int = 8 * EVERY - 1, share: float = 0.5, last: int = LAST) -> int | None:
@@ -75,7 +84,7 @@ class TestChoice:
     def test_a_trial_is_continued_once_and_then_the_one_that_continued_it(self) -> None:
         first = Told(0, (score(0, 0.9, 100),))
         running = Told(1, continues=0)
-        assert to_continue(TURN, [first, running], 1, history_of([first]), LAST) is None
+        assert to_continue(TURN, [first, running], 1, history_of([first])) is None
         then = Told(1, (score(0, 0.9, 100), score(1, 0.95, 100)), continues=0)
         assert chosen([first, then]) == 1
         last = Told(1, (*then.rungs, score(2, 0.96, 100)), continues=0)
@@ -83,8 +92,8 @@ class TestChoice:
 
     def test_only_what_is_visible_counts(self) -> None:
         told = chain(0.2, 0.9)
-        assert to_continue(TURN, told, 1, history_of(told[:1]), LAST) == 0
-        assert to_continue(TURN, told, 0, history_of([]), LAST) is None
+        assert to_continue(TURN, told, 1, history_of(told[:1])) == 0
+        assert to_continue(TURN, told, 0, history_of([])) is None
 
     def test_at_most_one_of_four(self) -> None:
         told = chain(0.5, 0.6)
@@ -108,6 +117,33 @@ class TestChoice:
         able = [(one, end) for one, end in ends if judgement.promote(end.rung, end.accuracy, end.bytes)]
         best = min(able, key=lambda each: (history.rank(each[1].rung, each[1].accuracy, each[1].bytes), each[0].number))
         assert chosen(told) == best[0].number
+
+    @pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+    def test_one_after_another_it_is_the_first_of_all_that_are_left(self, share: float) -> None:
+        draw = random.Random(str(share))
+        continuing, history = Continuing(LAST), History(LAST + 1, share, None)
+        told: list[Told] = []
+        taken = set[int]()
+        for i in range(120):
+            if draw.random() < 0.5:  # several may be asked before the next one is told
+                scores = [score(r, draw.randint(0, 9) / 9, draw.randint(1, 9)) for r in range(draw.randint(0, 3))]
+                told.append(Told(len(told), tuple(scores), stopped=draw.random() < 0.2))
+                continuing.tell(told[-1])
+                if scores:
+                    history.tell(told[-1].number, scores, (), told[-1].stopped)
+            able = [
+                (history.rank(end.rung, end.accuracy, end.bytes), one.number)
+                for one in told
+                if one.rungs and not one.stopped and one.number not in taken
+                for end in one.rungs[-1:]
+                if end.rung < LAST and history.promotes(end.rung, end.accuracy, end.bytes)
+            ]
+            found = continuing.choose(TURN, history)
+            assert found == (min(able)[1] if able else None)
+            if i % 2:
+                continuing.ask(found)
+                taken |= {found} if found is not None else set()
+        assert len(taken) > 2
 
 
 DISTILLATION = DistillationConfig(steps=(2, 4), batch_size=32, learning_rate=0.02, share=0.8)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from search.duels import beaten_sentence, beaten_uniform, sentences, unbeaten_on_test
-from search.front import Front, Point, front
+from search.front import Candidate, Front, Point, front
+from search.storage.reading import OnRung
 from tests.studies import write_made_up
 
 NOTHING: Mapping[int, int] = {}
@@ -16,6 +17,13 @@ NOTHING: Mapping[int, int] = {}
 @pytest.fixture
 def found(tmp_path: Path) -> Front:
     return front("made-up", write_made_up(tmp_path))
+
+
+def candidate(*steps: OnRung, stopped: bool = False) -> Candidate:
+    """Trial 4 with these scores, the last of which may be an estimate."""
+    last = steps[-1]
+    full = steps[:-1] if stopped else steps
+    return Candidate(4, last.bytes, last.accuracy, "sampler", last.rung, stopped, full)
 
 
 def on_test(found: Front, tests: dict[int, float], noise: Mapping[int, int] = NOTHING) -> Front:
@@ -37,7 +45,6 @@ def on_test(found: Front, tests: dict[int, float], noise: Mapping[int, int] = NO
         found,
         points=points,
         uniform=with_test(found.uniform),
-        complete=with_test(found.complete),
         compared=all(point.test_accuracy is not None for point in points),
     )
 
@@ -55,25 +62,20 @@ class TestOnValidation:
 
     def test_a_candidate_that_was_trained_longer_is_compared_as_it_was_on_the_rung(self, found: Front) -> None:
         one_shot = replace(found.uniform[1], rung=0, accuracy=0.96)  # trial 4 has 0.80 there, not 0.95
-        trained = replace(found.points[1], accuracy=0.97, rungs=({**found.points[1].rungs[0]}, {"rung": 1}))
+        trained = candidate(OnRung(0, 60_000, 0.80), OnRung(1, 60_000, 0.97))
         duels = beaten_uniform(replace(found, uniform=(one_shot,), complete=(trained,)))
         assert duels[0].by is None
 
     def test_an_estimate_beats_nobody(self, found: Front) -> None:
         """Trial 4 is smaller than the 4 bits of trial 1; it would beat them with 0.96 on rung 1, were that no guess."""
-        scores = {"bytes": 60_000, "macs": 1.0}
-        rungs = ({"rung": 0, "accuracy": 0.8, **scores}, {"rung": 1, "accuracy": 0.96, **scores})
-        full = replace(found.points[1], accuracy=0.96, rungs=rungs)
-        stopped = replace(full, stopped=True, samples=40)
-        for candidate, by in ((full, 4), (stopped, None)):
-            duel, _ = beaten_uniform(replace(found, complete=(*found.uniform, candidate)))
+        steps = OnRung(0, 60_000, 0.8), OnRung(1, 60_000, 0.96)
+        for stopped, by in ((False, 4), (True, None)):
+            duel, _ = beaten_uniform(replace(found, complete=(candidate(*steps, stopped=stopped),)))
             assert (duel.by and duel.by.trial) == by
         one_shot = replace(found.uniform[1], rung=0)  # the rung before was scored in full
-        stopped = replace(stopped, rungs=({**rungs[0], "accuracy": 0.97}, rungs[1]))
-        assert [duel.by for duel in beaten_uniform(replace(found, uniform=(one_shot,), complete=(stopped,)))] == [
-            stopped
-        ]
-        only = replace(stopped, rung=0, rungs=stopped.rungs[:1])  # stopped on its first
+        lucky = candidate(OnRung(0, 60_000, 0.97), steps[1], stopped=True)
+        assert [duel.by for duel in beaten_uniform(replace(found, uniform=(one_shot,), complete=(lucky,)))] == [lucky]
+        only = candidate(OnRung(0, 60_000, 0.97), stopped=True)  # stopped on its first
         assert [duel.by for duel in beaten_uniform(replace(found, uniform=(one_shot,), complete=(only,)))] == [None]
 
 

@@ -22,7 +22,7 @@ from spaces.policy import Policy
 from spaces.site_space import SiteSpace
 from spaces.space import Block, GroupSpace, Space, StudentSpace
 from tests.commands import ROOT, refused, run
-from tests.studies import CONFIG, MADE_UP, MIXED, SPACE, Told, describe, write_study
+from tests.studies import CONFIG, MADE_UP, MIXED, SPACE, Told, describe, every_point, write_study
 
 KINDS = ("output", "fisher", "gradient", "kl")
 CHOICES = SPACE.sites[0].choices()  # 2, 4, 8 bits; then pruned by half
@@ -50,7 +50,7 @@ def document(*settings: Mapping[str, Any]) -> dict[str, Any]:
 def write(folder: Path, known: Any, space: Space = SPACE, told: list[Told] | None = None) -> str:
     url = f"sqlite:///{folder}/store.db"
     more = {} if known is None else {"sensitivities": known}
-    write_study(url, CONFIG.study, describe(CONFIG, space, **more), space, told or MADE_UP)
+    write_study(url, CONFIG.study, describe(CONFIG), space, told or MADE_UP, more)
     return url
 
 
@@ -216,8 +216,7 @@ class TestSettings:
 class TestPolicyFile:
     @pytest.fixture
     def policy(self, url: str, tmp_path: Path) -> Path:
-        points = {point.trial: point for point in front("made-up", url).complete}
-        (one,) = policy_files([points[KNEE]], "made-up", url)
+        (one,) = policy_files([every_point(url)[KNEE]], "made-up", url)
         write_policy(one, tmp_path / "policy.json")
         return tmp_path / "policy.json"
 
@@ -243,9 +242,7 @@ class TestPolicyFile:
         with pytest.raises(StudyError, match="that trial has another policy in this store"):
             explain_policy(policy, url)
         (tmp_path / "fourth").mkdir()
-        write_study(
-            url := f"sqlite:///{tmp_path}/fourth/store.db", "yours", describe(CONFIG, SPACE), SPACE, MADE_UP[:1]
-        )
+        write_study(url := f"sqlite:///{tmp_path}/fourth/store.db", "yours", describe(CONFIG), SPACE, MADE_UP[:1])
         with pytest.raises(StudyError, match="holds no study 'made-up'; it holds yours"):
             explain_policy(policy, url)
 

@@ -11,7 +11,8 @@ from search.explain import explain, explain_policy
 from search.export import policy_files, write_policy
 from search.front import Front, front
 from search.loop import launch
-from tests.searches import STUDY, attrs_of, tiny, url_of
+from tests.searches import STUDY, document_of, tiny, url_of
+from tests.studies import every_point
 
 KINDS = ("output", "fisher", "gradient", "kl")
 
@@ -46,7 +47,7 @@ def found(folder: Path) -> Front:
 
 
 def test_the_study_holds_what_was_prepared(folder: Path, prepared: Prepared) -> None:
-    stored = attrs_of(folder)["sensitivities"]
+    stored = document_of(folder, "sensitivities")
     assert stored == prepared.sensitivities
     assert tuple(stored["kinds"]) == KINDS
     assert stored["forwards"] > 0
@@ -55,7 +56,7 @@ def test_the_study_holds_what_was_prepared(folder: Path, prepared: Prepared) -> 
 
 def test_every_trial_is_explained(folder: Path, found: Front, prepared: Prepared) -> None:
     url, models = url_of(folder), set()
-    for point in found.complete:
+    for point in every_point(url):
         told = explain(STUDY, url, trial=point.trial)
         (policy,) = policy_files([point], STUDY, url)
         models.add(policy.model)

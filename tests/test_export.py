@@ -16,12 +16,12 @@ from search.front import Front, front, pick_study
 from search.storage import open_storage
 from spaces.errors import ArtifactError, ConfigError, StudyError
 from spaces.policy import DistillationRecord, PolicyFile, read_policy
-from tests.studies import DigitsStudy, score_digits, write_made_up
+from tests.studies import DigitsStudy, every_point, score_digits, write_made_up
 
 
 @pytest.fixture
 def found(tmp_path: Path) -> Front:
-    return front("made-up", write_made_up(tmp_path))  # on the front: trials 2, 4, 1, 3
+    return front("made-up", write_made_up(tmp_path), also=[5])  # on the front: trials 2, 4, 1, 3; uniform: 0
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> DigitsStudy:
 
 @pytest.fixture(scope="module")
 def policies(study: DigitsStudy) -> list[PolicyFile]:
-    return policy_files(sorted(front(storage=study.url).complete, key=lambda one: one.trial), storage=study.url)
+    return policy_files(every_point(study.url), storage=study.url)
 
 
 class TestSelect:
@@ -87,15 +87,19 @@ class TestSelect:
             select(found, **asked)
         assert caught.value.exit_code == 1
 
+    def test_a_trial_that_the_front_does_not_have_in_full_says_how(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"given 5, .* read it with also=\[5\]"):
+            select(front("made-up", write_made_up(tmp_path)), trial=5)
+
     def test_an_empty_front_has_nothing_to_choose(self, found: Front) -> None:
-        empty = replace(found, points=(), complete=())
+        empty = replace(found, points=(), uniform=(), also=(), complete=())
         questions: list[dict[str, Any]] = [{}, {"trial": 0}, {"max_bytes": 10**9}]
         for asked in questions:
             with pytest.raises(SelectionError, match=r"no finished trial|none has finished"):
                 select(empty, **asked)
 
     def test_a_trial_that_was_stopped_is_refused(self, found: Front) -> None:
-        stopped = replace(found, complete=tuple(replace(one, stopped=one.trial == 5) for one in found.complete))
+        stopped = replace(found, also=tuple(replace(one, stopped=True) for one in found.also))
         assert select(stopped, trial=1).trial == 1
         with pytest.raises(SelectionError, match="trial 5 was stopped early: its accuracy is an estimate") as caught:
             select(stopped, trial=5)
@@ -165,7 +169,7 @@ class TestPolicyFile:
         storage = open_storage(study.url, create=False)
         try:
             stored = pick_study(storage, None)
-            old = replace(stored, attrs={**stored.attrs, "space": {"sites": []}})
+            old = replace(stored, id=stored.id + 1)  # which has no documents
             with pytest.raises(StudyError, match="was made by an earlier version of Slimfront"):
                 policy_file(storage, old, found.points[0])
         finally:

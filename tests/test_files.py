@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,41 @@ def test_write_once_leaves_nothing_where_it_fails(tmp_path: Path) -> None:
 
 def test_a_packed_file_is_kept_under_its_hash(tmp_path: Path) -> None:
     assert artifact_path(tmp_path, "ab" * 32) == tmp_path / "artifacts" / f"{'ab' * 32}.safetensors"
+
+
+REMOVER = """
+import shutil, sys
+print("ready", flush=True)
+while True:
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+"""
+
+
+@pytest.mark.parametrize("write", [write_file, write_once])
+def test_a_folder_that_somebody_removes_all_the_time_is_made_again(
+    write: Callable[[Path, bytes], None], tmp_path: Path
+) -> None:
+    folder = tmp_path / "a" / "b"
+    with subprocess.Popen([sys.executable, "-c", REMOVER, str(folder)], stdout=subprocess.PIPE) as remover:
+        try:
+            assert remover.stdout is not None
+            remover.stdout.readline()
+            for i in range(20):
+                try:
+                    write(folder / f"c{i}" / "file", b"one")
+                except FileNotFoundError:  # it did not find a gap, in thirty tries
+                    continue
+        finally:
+            remover.kill()
+    write(folder / "c0" / "last", b"one")
+    assert (folder / "c0" / "last").read_bytes() == b"one"
+    assert not [path for path in folder.rglob(".*")]
+
+
+def test_a_file_in_the_way_is_an_error_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    started = time.monotonic()
+    for path in (tmp_path / "file" / "new", tmp_path / "file" / "folder" / "new"):
+        with pytest.raises(OSError, match="file"):
+            write_file(path, b"one")
+    assert time.monotonic() - started < 0.2

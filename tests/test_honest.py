@@ -210,11 +210,20 @@ class TestASearch:
         now = attrs_of(tmp_path)
         assert (now["test"], now["within_noise"]) == (attrs["test"], attrs["within_noise"])
 
-    def test_a_file_that_is_lost_costs_its_member_the_comparison_alone(self, tmp_path: Path) -> None:
+    def test_a_file_that_is_lost_is_made_again(self, tmp_path: Path) -> None:
         launch(tiny(tmp_path, 8))
         whole = front(STUDY, url_of(tmp_path))
-        lost = whole.points[-1]
-        artifact_path(tmp_path / "cache", lost.artifact or "").unlink()
+        lost = artifact_path(tmp_path / "cache", whole.points[-1].artifact or "")
+        blob = lost.read_bytes()
+        lost.unlink()
+        change_attrs(tmp_path, {"test": {}, "within_noise": {}})
+        assert launch(tiny(tmp_path, 8)).front.points == whole.points
+        assert lost.read_bytes() == blob
+
+    def test_a_damaged_file_costs_its_member_the_comparison_alone(self, tmp_path: Path) -> None:
+        launch(tiny(tmp_path, 8))
+        whole = front(STUDY, url_of(tmp_path))
+        artifact_path(tmp_path / "cache", whole.points[-1].artifact or "").write_bytes(b"damaged")
         change_attrs(tmp_path, {"test": {}, "within_noise": {}})
         found = launch(tiny(tmp_path, 8)).front
         assert found.points[-1].test_accuracy is None

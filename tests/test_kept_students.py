@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from compress.shared import Shared
 from objectives.evaluation import Evaluation
 from objectives.judging import FixedJudge
 from objectives.kept_students import KeptStudents
@@ -207,3 +208,14 @@ class TestFiles:
         shelf, student = KeptStudents(tmp_path / "file", 10**9), compressed(network(), PRUNED).student()
         shelf.put("start", (3,), student, torch.Generator(), taken=True)
         assert shelf.restore("start", (3,), student, torch.Generator()) is None
+
+    def test_another_node_restores_what_was_shared(self, tmp_path: Path) -> None:
+        shared = Shared(str(tmp_path / "shared"))
+        one, other = (KeptStudents(tmp_path / node, 10**9, shared) for node in "ab")
+        student = compressed(network(), PRUNED).student()
+        one.put("start", (3,), student, torch.Generator().manual_seed(5), taken=True)
+        assert shared.flush(10)
+        generator = torch.Generator()
+        assert other.restore("start", (3,), student, generator) is True
+        assert torch.equal(generator.get_state(), torch.Generator().manual_seed(5).get_state())
+        assert kept(tmp_path / "b")[0].read_bytes() == kept(tmp_path / "a")[0].read_bytes()

@@ -29,7 +29,7 @@ CHOICES = (
 FAILURES: dict[str, tuple[Callable[[], Exception], type[Exception], str]] = {
     "memory": (lambda: MemoryError("too much"), RetryableError, "site second: out of memory: too much"),
     "the device's memory": (lambda: torch.OutOfMemoryError("full"), RetryableError, "site second: out of memory: full"),
-    "disk": (lambda: OSError("no space left"), RetryableError, "the cache folder .* cannot be written: no space left"),
+    "disk": (lambda: OSError("no space left"), RetryableError, "site second: OSError: no space left"),
     "its own": (lambda: CandidateError("does not fit"), CandidateError, "^does not fit$"),
     "retryable": (lambda: RetryableError("lost"), RetryableError, "^lost$"),
     "anything": (lambda: RuntimeError("LAPACK"), CandidateError, "^site second: RuntimeError: LAPACK$"),

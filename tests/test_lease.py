@@ -10,11 +10,11 @@ import pytest
 from optuna.study import StudyDirection
 from sqlalchemy import inspect, text
 
-from search.lease import Holder, Lease, holder, process_started
+from search.lease import Holder, Lease, ask_to_stop, holder, process_started
 from search.storage import Storage, open_storage
 from spaces.errors import StudyError
 from tests import processes
-from tests.postgres import fresh_database
+from tests.stores import MARIADB_SLOWLY, complete, empty, fresh_url
 
 HOLD = """
 import sys
@@ -28,10 +28,9 @@ storage.close()
 """
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=MARIADB_SLOWLY)
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
-    url = f"sqlite:///{tmp_path}/study.db" if request.param == "sqlite" else fresh_database()
-    made = open_storage(url, create=True)
+    made = open_storage(fresh_url(request.param, tmp_path), create=True)
     yield made
     made.close()
 
@@ -51,6 +50,10 @@ def other(storage: Storage, study_id: int) -> Iterator["subprocess.Popen[str]"]:
         process.kill()
 
 
+def check(storage: Storage, lease: Lease) -> None:
+    storage.run("checking", lease.guard, write=True)
+
+
 def change(storage: Storage, assignment: str) -> None:
     with storage.engine.begin() as connection:
         connection.execute(text(f"update slimfront_lease set {assignment}"))
@@ -66,7 +69,7 @@ def test_the_lease_is_held_and_given_back(storage: Storage, study_id: int) -> No
     assert not inspect(storage.engine).has_table("slimfront_lease")
 
     with Lease(storage, study_id) as lease:
-        lease.check()
+        check(storage, lease)
         held = holder(storage, study_id)
         other_study = storage.create_new_study([StudyDirection.MAXIMIZE], "other")
         with Lease(storage, other_study):
@@ -77,7 +80,7 @@ def test_the_lease_is_held_and_given_back(storage: Storage, study_id: int) -> No
     assert 0 <= held.age_s < 5
     assert holder(storage, study_id) is None
     with pytest.raises(StudyError, match="was given back"):
-        lease.check()
+        check(storage, lease)
     with Lease(storage, study_id):
         pass
 
@@ -109,12 +112,12 @@ def test_two_leases_in_one_process_conflict(storage: Storage, study_id: int) -> 
     with Lease(storage, study_id) as first:
         with pytest.raises(StudyError, match=f"searched by process {os.getpid()} "), Lease(storage, study_id):
             pass
-        first.check()
+        check(storage, first)
 
 
 def test_a_live_process_is_not_overrun(storage: Storage, study_id: int, other: "subprocess.Popen[str]") -> None:
     change(storage, "heartbeat = heartbeat - 3600")  # stopped in a debugger, or the laptop slept
-    expected = rf"study {study_id} is being searched by process {other.pid} on .* since \d{{4}}-.*wait for it, or stop"
+    expected = rf"study {study_id} is being searched by process {other.pid} on .* since \d{{4}}-.*wait for it, or end"
     for takeover in (False, True):
         with pytest.raises(StudyError, match=expected), Lease(storage, study_id, takeover=takeover):
             pass
@@ -134,7 +137,7 @@ def test_a_killed_holder_is_replaced_at_once(storage: Storage, study_id: int, ot
         time.sleep(0.01)
     left = holder(storage, study_id)
     with Lease(storage, study_id) as lease:
-        lease.check()
+        check(storage, lease)
         held = holder(storage, study_id)
 
     assert left is not None
@@ -150,7 +153,7 @@ def test_a_process_that_got_a_dead_holders_id_is_not_the_holder(
 
     left = holder(storage, study_id)
     with Lease(storage, study_id) as lease:
-        lease.check()
+        check(storage, lease)
 
     assert left is not None
     assert not left.alive
@@ -168,7 +171,7 @@ def test_another_machines_lease_is_respected_until_it_expires(
     start = time.monotonic()
     with Lease(storage, study_id, takeover=True, seconds=1) as lease:
         waited_s = time.monotonic() - start
-        lease.check()
+        check(storage, lease)
 
     assert 0.2 < waited_s < 5
     assert f"waiting for far.example (pid {other.pid})" in caplog.text
@@ -184,14 +187,14 @@ def test_an_expired_lease_of_another_machine_needs_no_takeover(
     assert 60 <= left.age_s < 90
 
     with Lease(storage, study_id) as lease:
-        lease.check()
+        check(storage, lease)
 
 
 def test_a_holder_that_lost_its_lease_is_told_so(storage: Storage, study_id: int) -> None:
     with Lease(storage, study_id, seconds=0.3) as lease:
         change(storage, "owner = 'somebody', host = 'far.example', pid = 7")
         with pytest.raises(StudyError, match=r"taken over by process 7 on far\.example"):
-            lease.check()
+            check(storage, lease)
         heartbeat = column(storage, "heartbeat")
         time.sleep(0.4)
         assert column(storage, "heartbeat") == heartbeat
@@ -209,6 +212,74 @@ def test_the_heartbeat_is_renewed(storage: Storage, study_id: int) -> None:
     assert isinstance(later, float)
     assert 0.1 < later - first < 5
     assert abs(later - time.time()) < 60
+
+
+def test_it_is_asked_to_stop_from_elsewhere(storage: Storage, study_id: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLIMFRONT_JOB", "raysubmit_7")
+    assert ask_to_stop(storage, study_id) is None  # before there was a table
+    other = open_storage(storage.url, create=False)
+    with Lease(storage, study_id, seconds=0.3) as lease:
+        before = lease.stop_asked
+        asked = ask_to_stop(other, study_id)
+        held = holder(other, study_id)
+        waited = time.monotonic()
+        while not lease.stop_asked and time.monotonic() - waited < 5:
+            time.sleep(0.02)
+        seen = lease.stop_asked
+    other.close()
+
+    assert (before, seen) == (False, True)
+    assert asked is not None
+    assert (asked.pid, asked.job, asked.alive) == (os.getpid(), "raysubmit_7", True)
+    assert held is not None
+    assert held.stopping
+    assert ask_to_stop(storage, study_id) is None
+    with Lease(storage, study_id) as lease:
+        check(storage, lease)
+        assert not lease.stop_asked
+
+
+def test_the_guard_sees_the_wish_to_stop_with_the_next_write(storage: Storage, study_id: int) -> None:
+    with Lease(storage, study_id, seconds=3600) as lease:
+        ask_to_stop(storage, study_id)
+        storage.write_trials(study_id, [empty(0)], [complete(0)], lease.guard)
+        assert lease.stop_asked
+
+
+def test_nothing_is_written_once_the_lease_is_lost(storage: Storage, study_id: int) -> None:
+    with Lease(storage, study_id) as lease:
+        storage.write_trials(study_id, [empty(0)], [], lease.guard)
+        change(storage, "owner = 'somebody', host = 'far.example', pid = 7")
+        with pytest.raises(StudyError, match=r"taken over by process 7 on far\.example"):
+            storage.write_trials(study_id, [empty(1)], [complete(0)], lease.guard)
+
+    (trial,) = storage.load_trials(study_id)
+    assert trial.values is None
+
+
+def test_a_driver_that_was_cut_off_goes_on_if_nobody_took_over(storage: Storage, study_id: int) -> None:
+    with Lease(storage, study_id, seconds=0.3) as lease:
+        change(storage, "heartbeat = heartbeat - 3600, machine = 'elsewhere'")
+        check(storage, lease)
+        time.sleep(0.4)
+        held = holder(storage, study_id, seconds=30)
+
+    assert held is not None
+    assert held.alive
+
+
+def test_the_table_of_an_earlier_version_gets_its_new_columns(storage: Storage, study_id: int) -> None:
+    with Lease(storage, study_id):
+        pass
+    with storage.engine.begin() as connection:
+        connection.execute(text("alter table slimfront_lease drop column stop"))
+        connection.execute(text("alter table slimfront_lease drop column job"))
+
+    assert holder(storage, study_id) is None
+    with Lease(storage, study_id):
+        asked = ask_to_stop(storage, study_id)
+    assert asked is not None
+    assert asked.alive
 
 
 def test_of_many_that_start_at_once_one_gets_it(storage: Storage, study_id: int) -> None:

@@ -60,14 +60,14 @@ class TestDrawn:
         assert "120,000 bytes, 6.7x smaller" in page
 
     def test_fronts_of_one_point_and_against_an_empty_one_can_be_drawn(self, found: Front, tmp_path: Path) -> None:
-        single = replace(found, points=found.points[:1], complete=found.points[:1], uniform=())
+        single = replace(found, points=found.points[:1], complete=found.complete[:1], uniform=())
         plot(single, tmp_path / "one.png", against=replace(found, points=(), complete=(), uniform=()))
         plot(single, tmp_path / "one.html")
 
     def test_members_within_noise_are_hollow_and_stopped_candidates_are_named(
         self, found: Front, tmp_path: Path
     ) -> None:
-        stopped = replace(found.complete[0], trial=9, origin="sampler", label=None, stopped=True)
+        stopped = replace(found.complete[0], trial=9, origin="sampler", stopped=True)
         marked = replace(with_marks(found), complete=(*found.complete, stopped))
         for name, one in (("plain", found), ("marked", marked)):
             plot(one, tmp_path / f"{name}.png")

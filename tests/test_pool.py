@@ -1,6 +1,7 @@
 """Pools give the same results in this process and on Ray workers, and say what became of every task."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -15,12 +16,13 @@ from objectives.evaluation import Evaluation, teach
 from objectives.judging import FixedJudge, Judge
 from objectives.score import Scorer
 from objectives.workload import LoadedWorkload, load_workload
+from search.config import Config
 from search.pool import RayPool, start_ray
 from search.tasks import RETRIES, LocalPool, Pool, Result, ScoreTask, TestTask
 from spaces.errors import StudyError
 from spaces.policy import Choice, Policy, Unstructured
 from tests import processes
-from tests.scoring import evaluation, policy, scorer_of
+from tests.scoring import Hungry, evaluation, policy, scorer_of
 
 NOBODY, EVERYBODY = FixedJudge(last=0), FixedJudge()  # goes on
 BAD = Policy(sites=dict.fromkeys(("first", "second", "head"), Choice(prune=Unstructured(ratio=0.97))))
@@ -36,7 +38,7 @@ def plain(result: Result) -> Result:
     score = result.score
     if score is not None:
         score = replace(score, rungs=tuple(replace(rung, seconds=0.0) for rung in score.rungs))
-    return replace(result, score=score, seconds=0.0, host="")
+    return replace(result, score=score, seconds=0.0, host="", machine="")
 
 
 def without_file(result: Result) -> Result:
@@ -62,7 +64,23 @@ def prepared(entry: str, folder: Path) -> tuple[LoadedWorkload, Evaluation, Scor
 
 def workers(entry: str, folder: Path, count: int) -> RayPool:
     loaded, settings, _ = prepared(entry, folder)
-    return RayPool(loaded, loaded.entry, settings, teach(loaded, settings), count)
+    config = Config(study="any", workload=loaded.entry, workers=count)
+    return RayPool(config, loaded, settings, teach(loaded, settings))
+
+
+def waits_for_room(pool: Pool, file: Path) -> None:
+    """A result comes once its cache folder, where a file is, can be made."""
+    try:
+        pool.submit(task(1, NOBODY))
+        assert pool.collect(3.0) == []
+        assert pool.withdraw() == 1
+        file.unlink()
+        (result,) = drain(pool, 1)
+    finally:
+        pool.close()
+    assert result.score is not None
+    assert result.score.artifact is not None
+    assert artifact_path(file, result.score.artifact).is_file()
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +88,7 @@ def ray_pool(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Two workers over the workload whose metric refuses bad models."""
     folder = tmp_path_factory.mktemp("workers")
     pool = workers("picky", folder, 2)
-    pool.wait_until_ready()
+    pool.wait_until_ready(2)
     yield pool, folder
     pool.close()
 
@@ -124,16 +142,16 @@ class PoolContract:
         (scored,) = drain(pool[0], 1)
         assert scored.score
         assert scored.score.artifact
-        pool[0].submit(TestTask(2, scored.score.artifact))
-        pool[0].submit(TestTask(3, "0" * 64))
-        tested, missing = drain(pool[0], 2)
+        blob = artifact_path(pool[1], scored.score.artifact).read_bytes()
+        pool[0].submit(TestTask(2, scored.score.artifact, blob))
+        pool[0].submit(TestTask(3, "0" * 64, b"damaged"))
+        tested, damaged = drain(pool[0], 2)
         expected = scorer.score_file(artifact_path(pool[1], scored.score.artifact), "test")
         assert tested == Result(2, test=expected)
         assert tested.test is not None
         assert tested.test.outcomes is not None
         assert tested.test.outcomes.mean() == pytest.approx(expected.value)
-        assert missing.error is not None
-        assert "no such file" in missing.error
+        assert damaged.error is not None
 
     def test_results_say_how_long_they_took_and_where(self, pool: tuple[Pool, Path]) -> None:
         pool[0].submit(task(2))
@@ -159,12 +177,15 @@ class TestLocalPool(PoolContract):
         return local_pool
 
     def test_what_can_be_tried_again_is_tried_three_times(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("no folder")
-        pool = LocalPool(prepared("workload", tmp_path / "file")[2], tmp_path / "file")
-        pool.submit(task(1))
+        pool = LocalPool(prepared("workload", tmp_path)[2], tmp_path)
+        pool.submit(task(1, Hungry()))
         (result,) = drain(pool, 1)
         assert result.error is not None
-        assert result.error.startswith(f"failed {RETRIES + 1} times: the cache folder")
+        assert re.match(rf"failed {RETRIES + 1} times: out of memory: so much", result.error)
+
+    def test_a_cache_that_cannot_be_written_makes_results_wait(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("no folder")
+        waits_for_room(LocalPool(prepared("workload", tmp_path / "file")[2], tmp_path / "file"), tmp_path / "file")
 
 
 class TestRayPool(PoolContract):
@@ -176,19 +197,25 @@ class TestRayPool(PoolContract):
         with pytest.raises(StudyError, match="this process's Ray has 6 CPUs, too few for 7 workers: take fewer"):
             workers("workload", tmp_path, 7)
         assert ray.is_initialized()
-        assert start_ray(2) is False
+        assert start_ray(Config(study="any", workload="any:any")) is False
 
     @pytest.mark.slow
     def test_what_can_be_tried_again_is_tried_three_times(self, local_ray: None, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("no folder")
-        pool = workers("workload", tmp_path / "file", 1)
+        pool = workers("workload", tmp_path, 1)
         try:
-            pool.submit(task(1))
+            pool.submit(task(1, Hungry()))
             (result,) = drain(pool, 1)
         finally:
             pool.close()
         assert result.error is not None
-        assert result.error.startswith(f"failed {RETRIES + 1} times, the last time: the cache folder")
+        assert re.match(rf"failed {RETRIES + 1} times, the last time: out of memory: so much", result.error)
+
+    @pytest.mark.slow
+    def test_a_cache_that_cannot_be_written_makes_results_wait(self, local_ray: None, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("no folder")
+        pool = workers("workload", tmp_path / "file", 1)
+        pool.wait_until_ready()
+        waits_for_room(pool, tmp_path / "file")
 
     @pytest.mark.slow
     def test_a_policy_that_kills_its_workers_fails_alone(self, local_ray: None, tmp_path: Path) -> None:
@@ -201,7 +228,7 @@ class TestRayPool(PoolContract):
         finally:
             pool.close()
         assert results[0].error is not None
-        assert results[0].error.startswith(f"failed {RETRIES + 1} times, the last time: its worker was lost")
+        assert re.fullmatch("it killed its worker 3 times, the last time: its process .*", results[0].error)
         scorer = prepared("workload", tmp_path / "own")[2]
         expected = [scorer.score(policy(number), NOBODY) for number in (2, 4)]
         assert [without_file(result) for result in results[1:]] == [
@@ -216,7 +243,8 @@ class TestRayPool(PoolContract):
             "def workload():\n  made = tiny.workload()\n  made.train[0][0, 0] = os.getpid()\n  return made\n"
         )
         loaded, settings = load_workload(f"{file}:workload"), evaluation(tmp_path)
-        pool = RayPool(loaded, f"{file}:workload", settings, teach(loaded, settings), 1)
+        config = Config(study="any", workload=f"{file}:workload", workers=1)
+        pool = RayPool(config, loaded, settings, teach(loaded, settings))
         try:
             with pytest.raises(
                 StudyError, match=r"a worker cannot start: .*its data are not the same in every process"
@@ -232,7 +260,7 @@ def test_a_killed_worker_is_replaced_and_its_tasks_are_done(local_ray: None, tmp
     pool = workers("slow", tmp_path, 2)
     scorer = prepared("workload", tmp_path / "own")[2]
     try:
-        pool.wait_until_ready()
+        pool.wait_until_ready(2)
         for number in range(8):
             pool.submit(task(number))
         ours = [pid for pid in processes.below(os.getpid(), "ray::_Worker") if pid not in others]

@@ -1,7 +1,9 @@
 """Whose error it is when a candidate, a metric or the workload itself fails while it is scored."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from objectives.evaluation import resolve_device
 from objectives.score import Scorer
 from objectives.splits import SPLITS, SplitName
 from objectives.workload import LoadedWorkload, Metric, load_workload
-from spaces.errors import CandidateError, WorkloadError
+from spaces.errors import CandidateError, RetryableError, WorkloadError
 from spaces.policy import Choice, Policy, Unstructured
 from tests import tiny
 from tests.scoring import Until, evaluation, policy, scorer_of
@@ -39,6 +41,23 @@ def test_a_metric_that_raises_fails_the_candidate(tmp_path: Path) -> None:
     with pytest.raises(CandidateError, match=r"the metric failed on the validation split: ArithmeticError: only 0"):
         scorer.score(bad, Until(2))
     assert scorer.float_score().validation.value > tiny.TOO_WRONG
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda: torch.ones(2**62, dtype=torch.uint8), "out of memory: .*can't allocate memory"),
+        (lambda: bytes(2**62), "out of memory"),
+        (lambda: Path("/nowhere/table").read_bytes(), "FileNotFoundError: .*nowhere"),
+    ],
+    ids=["tensor", "bytes", "file"],
+)
+def test_a_metric_that_is_refused_memory_or_a_file_is_tried_again(
+    loaded: LoadedWorkload, tmp_path: Path, ask: Callable[[], Any], words: str
+) -> None:
+    scorer = scorer_of(with_metric(loaded, lambda outputs, targets: ask()), evaluation(tmp_path))
+    with pytest.raises(RetryableError, match="the metric failed on the validation split: " + words):
+        scorer.score(policy(1), Until(2))
 
 
 def test_a_metric_that_is_not_finite_fails_the_candidate(loaded: LoadedWorkload, tmp_path: Path) -> None:

@@ -15,12 +15,11 @@ from objectives.workload import load_workload
 from objectives.workloads import digits
 from objectives.workloads.resnet import ResNet
 from search.export import apply, policy_files
-from search.front import front
 from spaces.errors import ArtifactError, WorkloadError
 from spaces.policy import PolicyFile
 from tests import deep, tiny
 from tests.deep import POLICIES, file_of
-from tests.studies import DIGITS, DigitsStudy, score_digits
+from tests.studies import DIGITS, DigitsStudy, every_point, score_digits
 
 OTHER = """
 import torch
@@ -45,7 +44,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> DigitsStudy:
 
 @pytest.fixture(scope="module")
 def policies(study: DigitsStudy) -> list[PolicyFile]:
-    return policy_files(sorted(front(storage=study.url).complete, key=lambda one: one.trial), storage=study.url)
+    return policy_files(every_point(study.url), storage=study.url)
 
 
 @pytest.fixture(scope="module")

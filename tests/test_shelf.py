@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from compress.bounded import ABANDONED_SECONDS
 from compress.coding import CodedWeight, Kind
+from compress.files import ABANDONED_SECONDS
 from compress.layer import CompressedLayer, Cost
 from compress.quantization.uniform import Grid
 from compress.shelf import KEY, Shelf

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from typer.testing import CliRunner
 
+from search.cli import app
 from search.storage import hide_password, open_storage
 from spaces.errors import StudyError
 from tests.postgres import fresh_database
@@ -64,7 +66,9 @@ def test_another_programs_database_is_left_alone(url: str, tmp_path: Path) -> No
     assert file.read_bytes() == before
 
 
-@pytest.mark.parametrize(("version", "fix"), [("v3.0.0.a", "optuna storage upgrade"), ("v99", "pip install -U")])
+@pytest.mark.parametrize(
+    ("version", "fix"), [("v3.0.0.a", "optuna storage upgrade"), ("v99", "pip install -U slimfront")]
+)
 def test_another_optunas_tables_are_refused(url: str, tmp_path: Path, version: str, fix: str) -> None:
     open_storage(url, create=True).close()
     with sqlite3.connect(tmp_path / "study.db") as connection:
@@ -74,6 +78,8 @@ def test_another_optunas_tables_are_refused(url: str, tmp_path: Path, version: s
     with pytest.raises(StudyError, match=f"cannot use the study database.*{fix}") as caught:
         open_storage(url, create=False)
     assert caught.value.__cause__ is not None
+    done = CliRunner().invoke(app, ["status", "--storage", url])
+    assert (done.exit_code, fix in done.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(

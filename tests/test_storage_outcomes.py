@@ -1,27 +1,25 @@
 """Outcomes come back as they were stored, with their trial or not at all, and Optuna does not mind their table."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
-from optuna.study import StudyDirection
-from optuna.trial import TrialState
 from sqlalchemy import event
 
 from objectives.racing import Outcomes
-from search.storage import Storage, open_storage
+from search.storage import End, Storage, open_storage
 from search.storage.outcomes import MOST_LOSS, decode, encode
 from spaces.errors import StudyError
-from tests.postgres import fresh_database
-
-DIRECTIONS = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
+from tests.stores import DIRECTIONS, MARIADB_SLOWLY, complete, empty, fresh_url
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=MARIADB_SLOWLY)
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
-    made = open_storage(f"sqlite:///{tmp_path}/s.db" if request.param == "sqlite" else fresh_database(), create=True)
+    made = open_storage(fresh_url(request.param, tmp_path), create=True)
     yield made
     made.close()
 
@@ -37,6 +35,10 @@ def drawn(samples: int, seed: int = 0, *, binary: bool = True) -> Outcomes:
     draw = np.random.default_rng(seed)
     values = draw.integers(0, 2, samples) if binary else draw.normal(size=samples)
     return Outcomes(values.astype(np.float32), draw.exponential(size=samples).astype(np.float32))
+
+
+def told(number: int, outcomes: Mapping[int, Outcomes], **attrs: Any) -> End:
+    return replace(complete(number, **attrs), outcomes=outcomes)
 
 
 def same(one: Outcomes, other: Outcomes) -> bool:
@@ -65,8 +67,7 @@ def test_losses_beyond_float16_are_its_largest() -> None:
 def test_they_are_loaded_by_trial_and_rung_in_one_statement(storage: Storage, study_id: int) -> None:
     given = {0: drawn(100, 1), 2: drawn(100, 2, binary=False)}
     for number in range(3):
-        trial_id = storage.start_trial(study_id, number, {}, {}, {}, {})
-        storage.finish_trial(trial_id, TrialState.COMPLETE, [0.5, 1.0], {}, outcomes={} if number == 1 else given)
+        storage.write_trials(study_id, [empty(number)], [told(number, {} if number == 1 else given)])
     statements: list[str] = []
     event.listen(storage.engine, "before_cursor_execute", lambda _c, _cursor, text, *_: statements.append(text))
     found = storage.load_outcomes(study_id)
@@ -79,19 +80,18 @@ def test_they_are_loaded_by_trial_and_rung_in_one_statement(storage: Storage, st
 
 def test_large_ones_fit(storage: Storage, study_id: int) -> None:
     given = drawn(200_000, binary=False)
-    trial_id = storage.start_trial(study_id, 0, {}, {}, {}, {})
-    storage.finish_trial(trial_id, TrialState.COMPLETE, [0.5, 1.0], {}, outcomes={0: given})
+    storage.write_trials(study_id, [empty(0)], [told(0, {0: given})])
     assert same(storage.load_outcomes(study_id)[0][0], decode(*encode(given)))
 
 
 def test_they_are_stored_with_the_trials_end_or_not_at_all(storage: Storage, study_id: int) -> None:
-    trial_id = storage.start_trial(study_id, 0, {}, {}, {}, {})
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        storage.finish_trial(trial_id, TrialState.COMPLETE, [1.0, 2.0], {"a": object()}, outcomes={0: drawn(9)})
+    storage.write_trials(study_id, [empty(0)], [])
+    with pytest.raises(StudyError, match="has none of these numbers"):
+        storage.write_trials(study_id, [], [told(0, {0: drawn(9)}), told(1, {})])
     assert storage.load_outcomes(study_id) == {}
-    storage.finish_trial(trial_id, TrialState.COMPLETE, [1.0, 2.0], {}, outcomes={0: drawn(9)})
+    storage.write_trials(study_id, [], [told(0, {0: drawn(9)})])
     with pytest.raises(StudyError, match="not RUNNING"):
-        storage.finish_trial(trial_id, TrialState.COMPLETE, [1.0, 2.0], {}, outcomes={0: drawn(9, 5)})
+        storage.write_trials(study_id, [], [told(0, {0: drawn(9, 5)})])
     assert same(storage.load_outcomes(study_id)[0][0], decode(*encode(drawn(9))))
 
 
@@ -99,8 +99,7 @@ def test_studies_have_their_own_and_begin_with_none(storage: Storage, study_id: 
     other = storage.create_new_study(DIRECTIONS, "other")
     for study, seed in ((study_id, 1), (other, 2)):
         storage.make_outcomes(study, anew=study == other)
-        trial_id = storage.start_trial(study, 0, {}, {}, {}, {})
-        storage.finish_trial(trial_id, TrialState.COMPLETE, [1.0, 2.0], {}, outcomes={0: drawn(9, seed)})
+        storage.write_trials(study, [empty(0)], [told(0, {0: drawn(9, seed)})])
     assert same(storage.load_outcomes(study_id)[0][0], decode(*encode(drawn(9, 1))))
     storage.make_outcomes(study_id, anew=True)  # as where the id of a deleted study is given again
     assert storage.load_outcomes(study_id) == {}
@@ -108,12 +107,11 @@ def test_studies_have_their_own_and_begin_with_none(storage: Storage, study_id: 
 
 
 def test_what_is_there_of_a_trial_is_replaced(storage: Storage, study_id: int) -> None:
-    trial_id = storage.start_trial(study_id, 0, {}, {}, {}, {})
-    storage.finish_trial(trial_id, TrialState.COMPLETE, [1.0, 2.0], {}, outcomes={0: drawn(9), 1: drawn(9, 1)})
-    with storage.transaction("forgetting", write=True) as connection:
-        connection.exec_driver_sql(f"update trials set state = 'RUNNING' where trial_id = {trial_id}")
+    storage.write_trials(study_id, [empty(0)], [told(0, {0: drawn(9), 1: drawn(9, 1)})])
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("update trials set state = 'RUNNING'")
         connection.exec_driver_sql("delete from trial_values")
-    storage.finish_trial(trial_id, TrialState.COMPLETE, [1.0, 2.0], {}, outcomes={1: drawn(9, 7)})
+    storage.write_trials(study_id, [], [told(0, {1: drawn(9, 7)})])
     found = storage.load_outcomes(study_id)[0]
     assert found.keys() == {1}
     assert same(found[1], decode(*encode(drawn(9, 7))))
@@ -122,13 +120,11 @@ def test_what_is_there_of_a_trial_is_replaced(storage: Storage, study_id: int) -
 def test_a_store_without_the_table_has_none(storage: Storage) -> None:
     study_id = storage.create_new_study(DIRECTIONS, "digits")
     assert storage.load_outcomes(study_id) == {}
-    trial_id = storage.start_trial(study_id, 0, {}, {}, {}, {})
-    storage.finish_trial(trial_id, TrialState.COMPLETE, [1.0, 2.0], {})  # nor does anyone need it
+    storage.write_trials(study_id, [empty(0)], [complete(0)])  # nor does anyone need it
 
 
 def test_optuna_does_not_mind(storage: Storage, study_id: int) -> None:
-    trial_id = storage.start_trial(study_id, 0, {}, {}, {}, {})
-    storage.finish_trial(trial_id, TrialState.COMPLETE, [0.5, 1.0], {"rung": 1}, outcomes={0: drawn(9)})
+    storage.write_trials(study_id, [empty(0)], [told(0, {0: drawn(9)}, rung=1)])
     again = optuna.storages.RDBStorage(storage.url)
     study = optuna.load_study(study_name="digits", storage=again)
     assert study.best_trials[0].user_attrs == {"rung": 1}

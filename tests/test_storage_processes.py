@@ -10,9 +10,9 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from search.storage import open_storage
+from search.storage import Start, open_storage
 from tests import processes
-from tests.postgres import fresh_database
+from tests.stores import MARIADB_SLOWLY, complete, fresh_url
 
 
 @pytest.fixture
@@ -24,31 +24,32 @@ def test_a_killed_process_leaves_what_it_committed(url: str) -> None:
     script = f"""
 import os, signal
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
-from search.storage import open_storage
+from search.storage import Start, open_storage
+from tests.stores import complete, empty
 storage = open_storage({url!r}, create=True)
 study_id = storage.create_new_study([StudyDirection.MAXIMIZE], "killed")
-storage.finish_trial(storage.start_trial(study_id, 0, {{}}, {{}}, {{}}, {{}}), TrialState.COMPLETE, [1.0], {{}})
-storage.start_trial(study_id, 1, {{}}, {{}}, {{"policy": "x"}}, {{}})
-with storage.transaction("dying", write=True) as connection:
+storage.write_trials(study_id, [empty(0)], [complete(0, [1.0])])
+storage.write_trials(study_id, [Start(1, {{}}, {{}}, {{"policy": "x"}}, {{}})], [])
+def die(connection):
     connection.exec_driver_sql("delete from trials")
     os.kill(os.getpid(), signal.SIGKILL)
+storage.run("dying", die, write=True)
 """
     with processes.start(script) as killed:
         assert (killed.wait(), killed.stderr.read() if killed.stderr else "") == (-signal.SIGKILL, "")
     storage = open_storage(url, create=False)
     study_id = storage.get_study_id_from_name("killed")
     left = storage.load_trials(study_id)
-    storage.finish_trial(left[1]._trial_id, TrialState.COMPLETE, [2.0], {})
+    storage.write_trials(study_id, [], [complete(1, [2.0])])
 
     assert [trial.state for trial in left] == [TrialState.COMPLETE, TrialState.RUNNING]
     assert [trial.values for trial in storage.load_trials(study_id)] == [[1.0], [2.0]]
     storage.close()
 
 
-@pytest.mark.parametrize("server", ["sqlite", "postgresql"])
-def test_readers_and_writers_do_not_lock_each_other_out(url: str, server: str) -> None:
-    storage = open_storage(url if server == "sqlite" else fresh_database(), create=True)
+@pytest.mark.parametrize("kind", MARIADB_SLOWLY)
+def test_readers_and_writers_do_not_lock_each_other_out(tmp_path: Path, kind: str) -> None:
+    storage = open_storage(fresh_url(kind, tmp_path), create=True)
     study_id = storage.create_new_study([StudyDirection.MAXIMIZE])
     errors: list[BaseException] = []
 
@@ -69,13 +70,13 @@ def test_readers_and_writers_do_not_lock_each_other_out(url: str, server: str) -
     params = {f"layers.{site}/ratio": 0.5 for site in range(20)}
     drawn_from = dict.fromkeys(params, FloatDistribution(0.0, 1.0))
     for number in range(60):
-        trial_id = storage.start_trial(study_id, number, params, drawn_from, {}, {}, {"asked": number})
-        storage.finish_trial(trial_id, TrialState.COMPLETE, [1.0], {}, {"told": number})
+        storage.write_trials(study_id, [Start(number, params, drawn_from, {}, {}, {"asked": number})], [])
+        storage.write_trials(study_id, [], [complete(number, [1.0])])
     thread.join()
 
     assert errors == []
     attrs = storage.get_study_user_attrs(study_id)
-    assert attrs == {"note": 29, "asked": 59, "told": 59}
+    assert attrs == {"note": 29, "asked": 59}
     storage.close()
 
 

@@ -16,11 +16,14 @@ from torch.nn import functional
 
 from compress.files import artifact_path
 from compress.inputs import outputs
+from compress.shared import Shared
+from objectives import students
 from objectives.evaluation import Evaluation, teach
+from objectives.models import Models
 from objectives.score import Scorer
 from objectives.students import KEY, _seal, trained_student
 from objectives.workload import LoadedWorkload, load_workload, sha256_of
-from spaces.errors import CandidateError, RetryableError
+from spaces.errors import CandidateError
 from spaces.policy import Choice, Distillation, Policy, Uniform, Unstructured
 from tests.scoring import Until, evaluation, scorer_of
 
@@ -177,13 +180,33 @@ class TestKept:
         assert sha256_of(again.state_dict()) == sha256_of(model.state_dict())
         assert path.read_bytes() == blob
 
-    def test_a_folder_that_cannot_be_written_may_be_writable_elsewhere(
-        self, loaded: LoadedWorkload, tmp_path: Path
-    ) -> None:
+    def test_where_none_can_be_kept_it_is_trained_the_same(self, loaded: LoadedWorkload, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("no folder")
-        scorer = scorer_of(loaded, learning(tmp_path / "file" / "cache"))
-        with pytest.raises(RetryableError, match="cannot be written"):
-            scorer.score(policy_of(loaded, "narrow"), Until(0, kept=False))
+        models = [learned(loaded, learning(folder), "narrow") for folder in (tmp_path, tmp_path / "file" / "cache")]
+        assert sha256_of(models[0].state_dict()) == sha256_of(models[1].state_dict())
+
+    def test_of_nodes_that_share_one_trains_it(
+        self, loaded: LoadedWorkload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shared = str(tmp_path / "shared")
+        model = learned(loaded, replace(learning(tmp_path / "a"), shared=shared), "narrow")
+        monkeypatch.setattr(students, "_train", None)
+        again = learned(loaded, replace(learning(tmp_path / "b"), shared=shared), "narrow")
+        assert sha256_of(again.state_dict()) == sha256_of(model.state_dict())
+        assert kept(tmp_path / "a")[0].read_bytes() == kept(tmp_path / "b")[0].read_bytes()
+
+    def test_all_nodes_take_the_one_that_was_shared_first(self, loaded: LoadedWorkload, tmp_path: Path) -> None:
+        """As where another node rounds differently, and both have trained at the same time."""
+        shared, settings = Shared(str(tmp_path / "shared")), learning(tmp_path / "a")
+        lesson = Models(loaded, settings, teach(loaded, settings)).lesson
+        model = trained_student(loaded, settings, lesson, "narrow")
+        (path,) = kept(tmp_path / "a")
+        state = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+        blob = save(state, metadata={KEY: _seal(path, state)})
+        shared.put(f"students/{path.name}", blob, wait=True)
+        taken = students._kept(tmp_path / "b" / path.name, model.state_dict(), shared)
+        assert sha256_of(taken) == sha256_of(state)
+        assert (tmp_path / "b" / path.name).read_bytes() == blob
 
 
 OTHER = """

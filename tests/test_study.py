@@ -10,10 +10,11 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from sqlalchemy import Connection
 
 from objectives.racing import Outcomes
 from objectives.score import RungScore, Score
-from search.storage import Storage, open_storage
+from search.storage import End, Storage, no_guard, open_storage
 from search.study import DIRECTIONS, Proposal, Trials, distribution, distributions, open_study
 from spaces.errors import StudyError
 from spaces.policy import Distillation, Policy
@@ -143,17 +144,19 @@ class TestTrials:
     def study_id(self, storage: Storage) -> int:
         return open_study(storage, "mine")[0]
 
-    def start(self, trials: Trials, bits: int) -> None:
-        trials.start(proposal(bits), distributions(SPACE), "sampler:")
+    def start(self, trials: Trials, *bits: int) -> None:
+        for one in bits:
+            trials.start(proposal(one), distributions(SPACE), "sampler:")
+        trials.commit(no_guard)
 
     def test_what_was_asked_and_told_is_found_again(self, storage: Storage, study_id: int) -> None:
         trials = Trials(storage, study_id)
-        for bits in (2, 4, 3, 2):
-            self.start(trials, bits)
+        self.start(trials, 2, 4, 3, 2)
         for number in range(4):
             trials.first_with(number)
         trials.complete(score(0.9, 700), {"host": "here"})
         trials.fail("the metric is nan", {"host": "there"})
+        trials.commit(no_guard)
         again = Trials(storage, study_id)
 
         assert (again.count, again.told, len(list(again.finished()))) == (4, 2, 2)
@@ -170,26 +173,43 @@ class TestTrials:
 
     def test_what_is_in_memory_is_what_is_stored(self, storage: Storage, study_id: int) -> None:
         trials = Trials(storage, study_id)
-        for bits in (2, 4, 2, 3):
-            self.start(trials, bits)
+        self.start(trials, 2, 4, 2, 3)
         trials.complete(score(0.9, 700), {})
         trials.fail("no", {})
         trials.repeat(0)
+        trials.commit(no_guard)
         again = Trials(storage, study_id)
         for number in range(4):
             ours, stored = trials[number], again[number]
-            for field in ("number", "trial_id", "params", "system_attrs", "told", "values", "rungs"):
+            for field in ("number", "params", "system_attrs", "told", "values", "rungs"):
                 assert getattr(ours, field) == getattr(stored, field)
             assert ours.attrs.keys() == stored.attrs.keys()
 
+    def test_nothing_is_stored_before_it_is_committed_nor_where_the_guard_refuses(
+        self, storage: Storage, study_id: int
+    ) -> None:
+        def refuse(connection: Connection) -> None:
+            raise StudyError("not ours any more")
+
+        trials = Trials(storage, study_id)
+        self.start(trials, 2)
+        trials.start(proposal(4), distributions(SPACE), "sampler:")
+        trials.complete(score(0.9, 700), {})
+        with pytest.raises(StudyError, match="not ours any more"):
+            trials.commit(refuse)
+        assert [trial.state.name for trial in storage.load_trials(study_id)] == ["RUNNING"]
+        trials.commit(no_guard)
+        trials.commit(no_guard)
+        assert [trial.state.name for trial in storage.load_trials(study_id)] == ["COMPLETE", "RUNNING"]
+
     def test_a_repeat_has_the_score_of_the_first(self, storage: Storage, study_id: int) -> None:
         trials = Trials(storage, study_id)
-        for bits in (2, 4, 2, 4):
-            self.start(trials, bits)
+        self.start(trials, 2, 4, 2, 4)
         trials.complete(score(0.9, 700), {"host": "here"})
         trials.fail("no luck", {})
         trials.repeat(0)
         trials.repeat(1)
+        trials.commit(no_guard)
         found = storage.load_trials(study_id)
         assert [trial.state.name for trial in found] == ["COMPLETE", "FAIL", "COMPLETE", "FAIL"]
         assert found[2].values == found[0].values == [0.9, 700.0]
@@ -198,10 +218,10 @@ class TestTrials:
 
     def test_optuna_sees_a_plain_study(self, storage: Storage, study_id: int) -> None:
         trials = Trials(storage, study_id)
-        for bits in (2, 4, 3):
-            self.start(trials, bits)
+        self.start(trials, 2, 4, 3)
         trials.complete(score(0.9, 700), {})
         trials.complete(score(0.8, 800), {})
+        trials.commit(no_guard)
         study = optuna.load_study(study_name="mine", storage=storage)
         assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2 + [TrialState.RUNNING]
         assert [trial.number for trial in study.best_trials] == [0]
@@ -211,10 +231,10 @@ class TestTrials:
 
     def test_what_a_trial_took_and_showed_is_among_its_attributes(self, storage: Storage, study_id: int) -> None:
         trials = Trials(storage, study_id)
-        for bits in (2, 4):
-            self.start(trials, bits)
+        self.start(trials, 2, 4)
         trials.complete(score(0.9, 700), {})
         trials.complete(score(0.8, 800, stopped=True), {})
+        trials.commit(no_guard)
         told = [trial.user_attrs for trial in storage.load_trials(study_id)]
         shown = [{key: attrs[key] for key in ("samples", "validation_loss", "forwards", "backwards")} for attrs in told]
         assert shown == [{"samples": 50, "validation_loss": 0.0625, "forwards": 140, "backwards": 9}] * 2
@@ -223,12 +243,12 @@ class TestTrials:
 
     def test_outcomes_are_kept_where_it_is_said_and_are_what_is_loaded(self, storage: Storage, study_id: int) -> None:
         trials = Trials(storage, study_id)
-        for bits in (2, 4, 3, 2):
-            self.start(trials, bits)
+        self.start(trials, 2, 4, 3, 2)
         trials.complete(score(0.9, 700), {}, kept={1})
         trials.complete(score(0.8, 800), {})
         trials.fail("no", {})
         trials.repeat(0)
+        trials.commit(no_guard)
         for found in (trials, Trials(storage, study_id)):
             nothing, kept = found.outcomes(0)
             assert nothing is None
@@ -243,15 +263,14 @@ class TestTrials:
         trials = Trials(storage, study_id)
         self.start(trials, 2)
         rungs = [{"rung": 0, "accuracy": 0.5, "bytes": 10, "macs": 1.0, "loss": 0.1, "seconds": 0.1}]
-        storage.finish_trial(trials[0].trial_id, TrialState.COMPLETE, [0.5, 10.0], {"rungs": rungs})
+        storage.write_trials(study_id, (), [End(0, TrialState.COMPLETE, [0.5, 10.0], {"rungs": rungs})])
         with pytest.raises(StudyError, match="trial 0 was told by an earlier version of Slimfront"):
             Trials(storage, study_id)
 
     def test_trials_that_were_told_out_of_order_are_refused(self, storage: Storage, study_id: int) -> None:
         trials = Trials(storage, study_id)
-        for bits in (2, 4, 3):
-            self.start(trials, bits)
-        storage.finish_trial(trials[1].trial_id, TrialState.COMPLETE, [0.5, 10.0], {})
+        self.start(trials, 2, 4, 3)
+        storage.write_trials(study_id, (), [End(1, TrialState.COMPLETE, [0.5, 10.0], {})])
         with pytest.raises(StudyError, match=r"trials \[1\] were told before trial 0"):
             Trials(storage, study_id)
 
@@ -266,6 +285,8 @@ class TestTrials:
         self.start(trials, 2)
         other = Trials(storage, study_id)
         trials.complete(score(0.9, 700), {})
-        with pytest.raises(StudyError):
-            other.complete(score(0.8, 700), {})
+        trials.commit(no_guard)
+        other.complete(score(0.8, 700), {})
+        with pytest.raises(StudyError, match="trial 0 is COMPLETE"):
+            other.commit(no_guard)
         assert storage.load_trials(study_id)[0].values == [0.9, 700.0]

@@ -99,8 +99,9 @@ class History:
 
     def __init__(self, tables: Sequence[Table]) -> None:
         self._tables = tables
-        # Both are replaced, never changed: threads of one study share a sampler.
+        # All are replaced, never changed: threads of one study share a sampler.
         self._known: Mapping[int, Seen] = {}
+        self._running: Mapping[int, Seen] = {}
         self._first = Look()  # of the first trials without a gap: what is told of them stays so
 
     def look(self, trials: Sequence[FrozenTrial]) -> Look:
@@ -117,16 +118,21 @@ class History:
             first += 1
         self._first = gapless
         found = gapless.copy() if first < len(trials) else gapless
-        known = {}
+        known, running, before = {}, {}, self._running
         for trial in trials[first:]:
             if trial.state is TrialState.WAITING or not (trial.params or trial.state.is_finished()):
                 continue
             if not trial.state.is_finished():
-                found.run(self._seen(trial))
+                one = before.get(trial.number)
+                # compared, as some samplers choose one parameter after another
+                if one is None or (one.params is not trial.params and one.params != trial.params):
+                    one = self._seen(trial)
+                running[trial.number] = one
+                found.run(one)
                 continue
             known[trial.number] = read.get(trial.number) or self._seen(trial)
             found.add(known[trial.number])
-        self._known = known
+        self._known, self._running = known, running
         return found
 
     def _seen(self, trial: FrozenTrial) -> Seen:

@@ -11,6 +11,7 @@ steps, each a Bayesian linear regression in which a site counts by its share of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -175,10 +176,18 @@ class LossModel:
         """The weights that are most probable; with `draw` a sample of those that are possible (Matheron's rule)."""
         count = self.rows.shape[1]
         if draw is None:
-            return np.asarray(self.rows.T @ _solve(self.factor, self.wished))
+            return self._probable
         first = np.asarray(draw.standard_normal(count))
         missed = self.wished - self.rows @ first - self.noise * draw.standard_normal(len(self.rows))
         return np.asarray(first + self.rows.T @ _solve(self.factor, missed))
+
+    @cached_property
+    def _probable(self) -> Floats:
+        return np.asarray(self.rows.T @ _solve(self.factor, self.wished))
+
+    @cached_property
+    def _theta(self) -> "_Theta":
+        return _Theta(self.features, self.belief, self._probable)
 
     def costs(self, table: int, weights: Floats) -> list[Floats]:
         """exp(log sensitivity + theta) of each choice at each site of a table, for the dynamic programme."""
@@ -187,12 +196,16 @@ class LossModel:
             found.append(np.exp(self.features.kinds[self.kind][table][i] + theta.of(column)))
         return found
 
+    def mean(self, table: int, numbers: Ints) -> Floats:
+        """Mean log loss of policies of a table, (policies,), as `predict` gives it."""
+        terms = self.features.terms(table, numbers, self.kind)
+        total, _ = _total(terms.logs + self._theta.at(terms))
+        return np.asarray(self.a + self.b * total)
+
     def predict(self, table: int, numbers: Ints) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the log loss of policies of a table, (policies,) each."""
         terms = self.features.terms(table, numbers, self.kind)
-        theta = _Theta(self.features, self.belief, self.weights())
-        logs = terms.logs + theta.at(terms)
-        total, shares = _total(logs)
+        total, shares = _total(terms.logs + self._theta.at(terms))
         rows = _rows(self.features, self.belief, terms, shares)
         spread = (rows**2).sum(axis=1) - (_half(self.factor, self.rows @ rows.T) ** 2).sum(axis=0)
         return self.a + self.b * total, self.b * np.sqrt(np.maximum(spread, 1e-8))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -66,12 +67,24 @@ class Plan:
         logs = self.scale.logs(seen.front)
         sizes, values = np.array([one.bytes for one in seen.front]), self.worth(logs)
         sizes, values = sizes[np.isfinite(logs)], values[np.isfinite(logs)]
-        for one in seen.running:
-            if one.table >= 0:
-                mean, _ = self.model.predict(one.table, one.choices[None])
-                sizes = np.append(sizes, self.model.features.tables[one.table].bytes(one.choices[None]))
-                values = np.append(values, self.worth(mean))
-        return Stairs.of(sizes, values)
+        running = [self._expected(one) for one in seen.running if one.table >= 0]
+        return Stairs.of(
+            np.concatenate([sizes, *(size for size, _ in running)]),
+            np.concatenate([values, *(value for _, value in running)]),
+        )
+
+    def _expected(self, one: Seen) -> tuple[Ints, Floats]:
+        """Bytes and predicted accuracy of a trial that runs, (1,) each; worked out once."""
+        found = self._running.get(one.place)
+        if found is None:
+            numbers = one.choices[None]
+            worth = self.worth(self.model.mean(one.table, numbers))
+            found = self._running[one.place] = (self.model.features.tables[one.table].bytes(numbers), worth)
+        return found
+
+    @cached_property
+    def _running(self) -> dict[Place, tuple[Ints, Floats]]:
+        return {}
 
     def best(self, front: Stairs, asked: frozenset[Place] | set[Place]) -> tuple[int, Ints] | None:
         """The policy that is expected to add most hypervolume to a front, and was not asked yet; its table first."""

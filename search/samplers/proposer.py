@@ -1,10 +1,12 @@
 """Asking a sampler for policies, so that what it may see depends on the trial's number alone."""
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers._ga._base import BaseGASampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -19,6 +21,22 @@ from spaces.policy import Policy
 from spaces.space import Space
 
 ATTEMPTS = 16  # fresh draws before a policy that was asked already is taken after all
+
+
+class _Memory(InMemoryStorage):
+    """Optuna's storage in memory, which takes all parameters of a trial at once: one by one each copies the others."""
+
+    def set_trial_params(
+        self, trial_id: int, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]
+    ) -> None:
+        """Give a running trial that has no parameters all of them, as a user sees them."""
+        with self._lock:
+            trial = copy.copy(self._get_trial(trial_id))
+            trial.params = {
+                name: kind.to_external_repr(kind.to_internal_repr(params[name])) for name, kind in distributions.items()
+            }
+            trial.distributions = dict(distributions)
+            self._set_trial(trial_id, trial)
 
 
 class Proposer:
@@ -51,7 +69,7 @@ class Proposer:
         self.distributions = distributions(space)
         self._knowledge = knowledge
         self._make: MakeSampler = sampler_maker(name, options, seed, knowledge, focus)
-        self._storage = InMemoryStorage()
+        self._storage = _Memory()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -87,7 +105,9 @@ class Proposer:
         trial_id = self._create(number)
         for key, value in system_attrs.items():
             self._storage.set_trial_system_attr(trial_id, key, value)
-        return self._ask(trial_id, params)
+        policy = self._space.policy(params)
+        self._ask(trial_id, params, policy)
+        return policy
 
     def propose(self, number: int) -> Proposal:
         """Ask for the next policy; one that was asked before is drawn again a few times."""
@@ -100,8 +120,8 @@ class Proposer:
                 self._storage.set_trial_system_attr(trial_id, sampler._get_generation_key(), 0)
             params = self._space.params(policy)
         else:
-            origin, params = "sampler", self._sample(number, trial_id)
-        policy = self._ask(trial_id, params)
+            origin, (params, policy) = "sampler", self._sample(number, trial_id)
+        self._ask(trial_id, params, policy)
         after = self._storage.get_study_system_attrs(self._study_id)
         return Proposal(
             policy,
@@ -153,23 +173,19 @@ class Proposer:
         except KeyError as error:
             raise ValueError(f"trial {number} was never asked") from error
 
-    def _ask(self, trial_id: int, params: Mapping[str, Any]) -> Policy:
-        for name, kind in self.distributions.items():
-            self._storage.set_trial_param(trial_id, name, kind.to_internal_repr(params[name]), kind)
-        policy = self._space.policy(params)
+    def _ask(self, trial_id: int, params: Mapping[str, Any], policy: Policy) -> None:
+        self._storage.set_trial_params(trial_id, params, self.distributions)
         self._asked.add(policy.digest)
-        return policy
 
-    def _sample(self, number: int, trial_id: int) -> dict[str, Any]:
+    def _sample(self, number: int, trial_id: int) -> tuple[dict[str, Any], Policy]:
         params: dict[str, Any] = {}
         for attempt in range(ATTEMPTS):
             trial = self._storage.get_trial(trial_id)
             before, params = params, self._draw(self._make(seed_of(self._seed, f"ask {number} {attempt}")), trial)
-            if params == before:  # as one whose draws depend on the number alone
+            policy = self._space.policy(params)
+            if params == before or policy.digest not in self._asked:  # the same: its draws depend on the number alone
                 break
-            if self._space.policy(params).digest not in self._asked:
-                break
-        return params
+        return params, policy
 
     def _draw(self, sampler: optuna.samplers.BaseSampler, trial: FrozenTrial) -> dict[str, Any]:
         study = self._study

@@ -1,9 +1,26 @@
-"""How SQLite is connected to, and what a database that fails says."""
+"""How databases are connected to, and what a database that fails says."""
 
+import math
 import sqlite3
-from typing import Any
+import time
+from typing import Any, Final
+
+from sqlalchemy import URL, Engine, event
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from search.address import full_address
+
+# A server that vanished without a word is noticed after a minute, not after the system's hours.
+_PSYCOPG: Final = {
+    "connect_timeout": 10,
+    "keepalives_idle": 20,
+    "keepalives_interval": 10,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 60_000,  # ms
+}
+_IDLE_S: Final = 1.0
+_PYMYSQL: Final = {"connect_timeout": 10, "read_timeout": 120, "write_timeout": 120}
 
 
 class WalConnection(sqlite3.Connection):
@@ -20,11 +37,57 @@ class WalConnection(sqlite3.Connection):
         self.execute("PRAGMA synchronous = NORMAL")
 
 
+def engine_options(address: URL) -> dict[str, Any]:
+    """What the engine of a study database is made with; what the URL itself says is left to it.
+
+    Args:
+        address: with a driver, as `full_address` gives it.
+    """
+    if address.get_backend_name() == "sqlite":
+        return {"connect_args": {"factory": WalConnection}}
+    ours = {"psycopg": _PSYCOPG, "pymysql": _PYMYSQL}.get(address.get_driver_name(), {})
+    return {
+        "pool_pre_ping": False,  # see `check_idle`
+        "connect_args": {name: value for name, value in ours.items() if name not in address.query},
+    }
+
+
+def check_idle(engine: Engine) -> None:
+    """Let an engine ask the server for an answer before it uses a connection again that lay idle for a while.
+
+    As `pool_pre_ping` does, which asks each time and so costs a transaction one more way there and back.
+    """
+    ping = engine.dialect.do_ping
+
+    def used(raw: Any, record: ConnectionPoolEntry) -> None:
+        record.info["used"] = time.monotonic()
+
+    def check(raw: Any, record: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
+        if time.monotonic() - record.info.get("used", math.inf) > _IDLE_S and not alive(raw):
+            raise DisconnectionError
+
+    def alive(raw: Any) -> bool:
+        try:
+            return ping(raw)
+        except engine.dialect.loaded_dbapi.Error:
+            return False
+
+    if engine.dialect.name != "sqlite":
+        event.listen(engine, "checkin", used)
+        event.listen(engine, "checkout", check)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """What the database's driver raised: Optuna and SQLAlchemy wrap it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def reason(error: Exception, url: str) -> str:
     """The first line of what the database said, without SQL and without the URL's password."""
-    first: BaseException = error
-    while first.__cause__ is not None:  # Optuna and SQLAlchemy wrap the driver's
-        first = first.__cause__
-    line = next(iter(str(first).strip().splitlines()), type(first).__name__)
+    first = first_cause(error)
+    text = str(first.args[1]) if type(first).__module__.startswith("pymysql") and len(first.args) > 1 else str(first)
+    line = next(iter(text.strip().splitlines()), type(first).__name__)
     password = full_address(url).password
     return line.replace(str(password), "***") if password else line

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
-from sqlalchemy import Column, Connection, Integer, LargeBinary, MetaData, Table, delete, insert, inspect, select
+from sqlalchemy import Column, Connection, Integer, LargeBinary, MetaData, Table, delete, inspect, select
 
 from objectives.racing import Outcomes
+from search.storage.inserting import insert_rows
 
 MOST_LOSS: Final = float(np.finfo(np.float16).max)
 _LONG: Final = LargeBinary(2**31 - 1)  # MySQL's plain BLOB ends at 64 kB
@@ -40,16 +41,13 @@ def decode(values: bytes, losses: bytes) -> Outcomes:
     return Outcomes(bits.astype(np.float32), found)
 
 
-def replace_outcomes(connection: Connection, study_id: int, number: int, outcomes: Mapping[int, Outcomes]) -> None:
-    """Store the outcomes of a trial by rung, in place of any that are there."""
-    connection.execute(delete(TABLE).where(TABLE.c.study_id == study_id, TABLE.c.number == number))
-    rows = [(rung, *encode(one)) for rung, one in outcomes.items()]
-    named = [
-        {"study_id": study_id, "number": number, "rung": rung, "sample_values": values, "losses": losses}
-        for rung, values, losses in rows
-    ]
-    if named:
-        connection.execute(insert(TABLE), named)
+def replace_outcomes(connection: Connection, study_id: int, outcomes: Mapping[int, Mapping[int, Outcomes]]) -> None:
+    """Store the outcomes of trials by number and rung, in place of any that are there of these trials."""
+    if not outcomes:
+        return
+    connection.execute(delete(TABLE).where(TABLE.c.study_id == study_id, TABLE.c.number.in_(list(outcomes))))
+    rows = [(study_id, number, rung, *encode(one)) for number, own in outcomes.items() for rung, one in own.items()]
+    insert_rows(connection, TABLE, ("study_id", "number", "rung", "sample_values", "losses"), rows)
 
 
 def read_outcomes(connection: Connection, study_id: int) -> dict[int, dict[int, Outcomes]]:

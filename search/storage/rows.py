@@ -1,17 +1,14 @@
-"""Optuna's tables as rows: reading many trials in six statements, and replacing attributes in one."""
+"""Optuna's tables, and reading many trials of them in six statements."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any, Final
 
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial
 from sqlalchemy import ColumnElement, Connection, Table, select
-from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.sql.dml import Insert
 
 STUDIES: Final[Table] = models.StudyModel.__table__
 STUDY_ATTRS: Final[Table] = models.StudyUserAttributeModel.__table__
@@ -80,46 +77,6 @@ def read_trials(connection: Connection, wanted: ColumnElement[bool]) -> list[Fro
         number = intermediate.stored_repr_to_intermediate_value(value, kind)
         trials[trial_id].intermediate_values[step] = number
     return list(trials.values())
-
-
-def put_attrs(connection: Connection, table: Table, owner: str, owner_id: int, attrs: Mapping[str, Any]) -> None:
-    """Inserts attributes, or replaces those that are there, in one statement.
-
-    Args:
-        connection: the transaction.
-        table: one of Optuna's attribute tables.
-        owner: its column that says whose attribute it is: `trial_id` or `study_id`.
-        owner_id: whose they are.
-        attrs: JSON values by name.
-    """
-    if not attrs:
-        return
-    rows = [{owner: owner_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
-    connection.execute(_upsert(connection.dialect.name, table, owner), rows)
-
-
-@cache
-def _upsert(dialect: str, table: Table, owner: str) -> Insert:
-    if dialect == "mysql":
-        row = mysql.insert(table)
-        return row.on_duplicate_key_update(value_json=row.inserted.value_json)
-    new = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
-    key = [table.c[owner], table.c.key]
-    return new.on_conflict_do_update(index_elements=key, set_={"value_json": new.excluded.value_json})
-
-
-def why_not_running(connection: Connection, trial_id: int) -> str:
-    """What to tell who ends a trial that is not running."""
-    trial = select(TRIALS.c.number, TRIALS.c.state).where(TRIALS.c.trial_id == trial_id)
-    found = connection.execute(trial).one_or_none()
-    if found is None:
-        return f"no trial has the id {trial_id}: was its study deleted?"
-    return f"trial {found.number} is {found.state.name}, not RUNNING: a trial is started once and told once"
-
-
-def utc_now() -> datetime:
-    """The time as Optuna stores it: in UTC, without saying so."""
-    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def _local(stored: datetime | None) -> datetime | None:

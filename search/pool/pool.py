@@ -1,0 +1,229 @@
+"""The pool of Ray workers: hands tasks out, collects results, and decides what is tried again."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from objectives.evaluation import Evaluation, Teacher
+from objectives.workload import LoadedWorkload
+from search.arrivals import Arrivals
+from search.config import Config
+from search.pool.connecting import is_client, joined_address, start_ray, stop_ray
+from search.pool.rejoining import Rejoining
+from search.pool.room import alive_nodes, check_local
+from search.pool.staff import Back, Staff
+from search.pool.workers import requested, starter
+from search.progress import say as say_on_stderr
+from search.tasks import RETRIES, Result, Task
+from spaces.errors import StudyError
+
+DEATHS = 3  # of its workers, for which a task is blamed
+TICK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class _Death:
+    """How and on which node a worker died that was running a task."""
+
+    reason: str
+    node: str
+
+
+class RayPool:
+    """Scores on Ray workers, one actor each; a lost worker is started again and its tasks are tried elsewhere.
+
+    Work goes to workers that are ready, and one of them is enough; others join when they are. What a task costs here
+    grows with workers and tasks by no more than a logarithm.
+
+    Args:
+        config: of the search: how many workers, on which Ray, with what set aside for each.
+        loaded: the workload, as the driver has it.
+        evaluation: settings of the study.
+        teacher: the float model's outputs, shared through the object store.
+        say: takes a line for people.
+        worker: starts an actor of another kind, with the methods `ready()` and `run(task)`: a simulated one.
+        concurrency: tasks that such an actor runs at a time; it counts as so many workers.
+
+    Raises:
+        StudyError: Ray does not start, or this machine has less than the workers ask for.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        loaded: LoadedWorkload,
+        evaluation: Evaluation,
+        teacher: Teacher,
+        say: Callable[[str], None] = say_on_stderr,
+        *,
+        worker: Callable[[], Any] | None = None,
+        concurrency: int = 1,
+    ) -> None:
+        self._config, self._say = config, say
+        self._ours = start_ray(config, say)
+        asked = requested(config, evaluation.device)
+        workers, local = max(1, config.workers), joined_address(config) is None
+        if local and worker is None:
+            check_local(asked, workers)
+
+        def hired() -> Staff:
+            start = starter(config, loaded, evaluation, teacher) if worker is None else worker
+            return Staff(start, workers, concurrency, None if local else asked, say)
+
+        self._hire = hired
+        self._client = is_client()
+        self._arrivals = Arrivals(evaluation.cache, say)
+        self._queue: deque[Task] = deque()
+        self._running: dict[int, Task] = {}  # by the number of the call, which is the order of handing out
+        self._results: list[Result] = []
+        self._tries: dict[int, int] = {}
+        self._deaths: dict[int, list[_Death]] = {}
+        self._rejoining: Rejoining | None = None
+        try:
+            self._staff = hired()
+        except ConnectionError as error:
+            raise StudyError(f"the connection to Ray was lost as workers were started: {error}") from error
+
+    def is_ready(self) -> bool:
+        """Whether a worker has loaded the workload; does not wait.
+
+        Raises:
+            StudyError: none can.
+        """
+        self._pump(0.0)
+        return self._ready > 0
+
+    def wait_until_ready(self, workers: int = 1, timeout: float = math.inf) -> bool:
+        """Wait for workers to have loaded the workload; whether they have.
+
+        Args:
+            workers: how many.
+            timeout: seconds.
+
+        Raises:
+            StudyError: none can.
+        """
+        end = time.monotonic() + timeout
+        while self._ready < workers and (left := end - time.monotonic()) > 0:
+            self._pump(min(left, TICK_SECONDS))
+        return self._ready >= workers
+
+    def submit(self, task: Task) -> None:
+        """Queue a task, and hand it out if a worker has room."""
+        self._queue.append(task)
+        self._dispatch()
+
+    def collect(self, timeout: float) -> list[Result]:
+        """Results that are ready, all of them; waits up to `timeout` seconds for the first one.
+
+        Raises:
+            StudyError: no worker can be started, a cluster stays lost, or the cache folder could not be written for
+                too long.
+        """
+        end = time.monotonic() + timeout
+        while True:
+            left = end - time.monotonic()
+            busy = bool(self._running or self._queue)
+            self._pump(min(left, TICK_SECONDS) if busy and not self._results else 0.0)
+            arrived, self._results = self._results, []
+            if ready := self._arrivals.through(arrived):
+                return ready
+            if left <= 0 or not (self._running or self._queue or self._arrivals.waiting):
+                return []
+            if self._arrivals.waiting:
+                time.sleep(min(left, TICK_SECONDS))
+
+    def withdraw(self) -> int:
+        """Take back what no worker has been handed; how many results are still to come."""
+        self._queue.clear()
+        return len(self._running) + len(self._results) + self._arrivals.waiting
+
+    def close(self) -> None:
+        """End the workers, and the Ray that was started for them."""
+        if self._rejoining is None:
+            self._staff.close()
+        else:
+            self._rejoining.give_up()
+        if self._ours:
+            stop_ray()
+
+    @property
+    def _ready(self) -> int:
+        return self._staff.ready if self._rejoining is None else 0
+
+    def _pump(self, timeout: float) -> None:
+        """Take in what workers are done with, and hand out what they have room for."""
+        if self._rejoining is not None:
+            staff = self._rejoining.staff(timeout)
+            if staff is None:
+                return
+            self._staff, self._rejoining, timeout = staff, None, 0.0
+            self._say("the Ray cluster is joined again: the search goes on")
+        try:
+            for back in self._staff.back(timeout):
+                self._take_in(back)
+            self._dispatch()
+        except ConnectionError as error:  # of Ray's client: a driver on a node ends with its node
+            self._rejoin(error)
+
+    def _dispatch(self) -> None:
+        while self._queue and self._rejoining is None:
+            try:
+                call = self._staff.hand(self._queue[0])
+            except ConnectionError as error:
+                self._rejoin(error)
+                return
+            if call is None:
+                return
+            self._running[call] = self._queue.popleft()
+
+    def _take_in(self, back: Back) -> None:
+        task = self._running.pop(back.call)
+        number = task.number
+        if back.result is not None:
+            self._tries.pop(number, None)
+            self._deaths.pop(number, None)
+            self._results.append(back.result)
+        elif back.refused is not None:
+            self._tries[number] = self._tries.get(number, 0) + 1
+            tries = f"failed {RETRIES + 1} times, the last time: {back.refused}"
+            self._again(task, tries if self._tries[number] > RETRIES else None)
+        elif back.death is not None:
+            self._again(task, self._blame(task, _Death(back.death, back.node)))
+        else:
+            self._again(task, None)
+
+    def _blame(self, task: Task, death: _Death) -> str | None:
+        """Why a task is given up, if it is: what died with its node is no task's fault, and may show only later."""
+        deaths = self._deaths.setdefault(task.number, [])
+        deaths.append(death)
+        if len(deaths) < DEATHS:
+            return None
+        alive = alive_nodes()
+        deaths[:] = [one for one in deaths if one.node in alive]
+        return f"it killed its worker {DEATHS} times, the last time: {death.reason}" if len(deaths) >= DEATHS else None
+
+    def _again(self, task: Task, given_up: str | None) -> None:
+        """Queue a task that a worker had, before all others, unless it is given up."""
+        if given_up is None:
+            self._queue.appendleft(task)
+            return
+        self._tries.pop(task.number, None)
+        self._deaths.pop(task.number, None)
+        self._results.append(Result(task.number, error=given_up))
+
+    def _rejoin(self, error: Exception) -> None:
+        """Begin to join a cluster again that Ray's client has lost; what ran is tried again.
+
+        Raises:
+            StudyError: it is not Ray's client that lost it.
+        """
+        if not (self._client and self._ours):
+            raise StudyError(f"the connection to Ray is lost: {error}") from error
+        self._say("the connection to the Ray cluster is lost: it is joined again, and what ran there is tried again")
+        self._queue.extendleft(reversed(self._running.values()))
+        self._running.clear()
+        self._rejoining = Rejoining(stop_ray, lambda: start_ray(self._config, self._say), self._hire)

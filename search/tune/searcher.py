@@ -1,0 +1,277 @@
+"""A Ray Tune searcher over our study: it asks and tells the driver, as the loop of the pool does."""
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import cloudpickle
+from ray.exceptions import RayActorError, RayError
+from ray.tune import Callback, Stopper
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from search.arrivals import Arrivals
+from search.loop import Launch
+from search.pool.losses import last_line, loss_of, starts_with_an_error
+from search.pool.pool import DEATHS
+from search.pool.room import alive_nodes
+from search.pool.staff import STARTS
+from search.tasks import RETRIES, Result, ScoreTask
+from search.tune.scoring import Answer
+from spaces.errors import StudyError
+
+
+class _OfThisProcess:
+    """Belongs to the driver: the study is its state, so that Tune's own files hold nothing of it."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+    def __reduce__(self) -> Any:
+        return (type(self).__new__, (type(self),))
+
+
+class StudySearcher(_OfThisProcess, Searcher):
+    """Suggests the candidates that our driver asks, one Tune trial each, and tells it their scores.
+
+    A candidate whose Tune trial came to nothing is suggested again, by the rules of our own pool. Its metrics have
+    names that loggers show; the driver takes the whole result from the desk.
+
+    Args:
+        launch: the search.
+        desk: the actor where tasks and results lie.
+
+    Raises:
+        StudyError: the database or Ray failed, or no worker can start; nothing told is lost.
+    """
+
+    def __init__(self, launch: Launch, desk: Any) -> None:
+        super().__init__()
+        self._launch, self._desk = launch, desk
+        self._arrivals = Arrivals(launch.prepared.evaluation.cache, launch.progress.say)
+        self._queue: deque[ScoreTask] = deque()
+        self._running: dict[str, ScoreTask] = {}  # by Tune's id
+        self._results: list[Result] = []
+        self._lost: list[tuple[str, ScoreTask, Answer]] = []
+        self._errors: dict[str, Exception] = {}  # by Tune's id
+        self._deaths: dict[int, list[str]] = {}  # the nodes of each
+        self._refusals: dict[int, int] = {}
+        self._bad_starts = 0
+        self._end = float("inf")  # when what runs is not waited for any more
+        self._ending = self._abandoned = False
+        self.error: BaseException | None = None  # why it gave up, which Tune does not hand on as it is
+
+    @property
+    def running(self) -> int:
+        """Tune trials that have not ended."""
+        return len(self._running)
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next candidate: the number of its trial and its parameters; None where one may come later.
+
+        Args:
+            trial_id: Tune's.
+
+        Returns:
+            A config, None, or Tune's word for the end of the search.
+        """
+        try:
+            self.tick()
+            if self.over:
+                return Searcher.FINISHED
+            if not self._queue:
+                return None
+            task = self._queue.popleft()
+            ray.get(self._desk.put.remote(task))
+        except BaseException as error:
+            self.error = error
+            raise
+        self._running[trial_id] = task
+        return {"trial": task.number, **self._launch.trials[task.number].params}
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        """Take the result of a trial, or see that there is none."""
+        task = self._running.pop(trial_id, None)
+        if task is None:
+            return
+        try:
+            answer: Answer = ray.get(self._desk.collect.remote(task.number))
+        except RayError as failure:
+            self.error = StudyError(f"Ray lost what the search had on it: {last_line(failure)}; launch again")
+            return
+        self._lost.append((trial_id, task, answer))
+
+    def on_trial_failed(self, trial_id: str, error: Exception | None) -> None:
+        """Learn why a trial that ended had no result."""
+        if error is not None:
+            self._errors[trial_id] = error
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is suggested."""
+        return self._ending or self._launch.driver.finished
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether what still runs is not waited for any more."""
+        return self._ending and time.monotonic() > self._end
+
+    def tick(self) -> None:
+        """Tell what has arrived, ask what may be asked, and see whether somebody wants the search to end."""
+        if self.error is not None:
+            raise self.error
+        self._look_for_an_end()
+        for trial_id, task, answer in self._lost:
+            self._settle(trial_id, task, answer)
+        self._lost.clear()
+        asking = not self._ending
+        while True:
+            arrived, self._results = self._results, []
+            ready = self._arrivals.through(arrived)
+            self._queue += self._launch.driver.step(ready, self._launch.progress, asking=asking)
+            waits = self._queue or self._running or self._arrivals.waiting
+            if waits or self._launch.driver.finished or not asking:
+                return
+
+    def abandon(self) -> None:
+        """End the workers that still score: nobody waits for them any more."""
+        actors = [] if self._abandoned else ray.get(self._desk.busy.remote())
+        self._abandoned = True
+        for actor in actors:
+            ray.kill(actor)
+        if actors:
+            words = "candidates were not finished in time; they are scored when the study goes on"
+            self._launch.progress.say(f"{len(actors)} {words}")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is in its database."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: launch the search again to go on."""
+
+    # ------------------------------------------------------------------------------------------- what came of trials
+
+    def _settle(self, trial_id: str, task: ScoreTask, answer: Answer) -> None:
+        """Take a result in, or have the candidate suggested again unless it is given up."""
+        error = self._errors.pop(trial_id, None)
+        if answer.broken:
+            raise StudyError(f"a worker cannot start: {answer.broken}")
+        if answer.result is not None:
+            self._bad_starts = 0
+            self._give(answer.result)
+        elif answer.refused:
+            tries = self._refusals[task.number] = self._refusals.get(task.number, 0) + 1
+            words = f"failed {RETRIES + 1} times, the last time: {answer.refused}"
+            self._again(task, words if tries > RETRIES else None)
+        elif error is None:  # somebody's scheduler or stopper ended it
+            self._again(task, None)
+        else:
+            self._again(task, self._blame(task, answer, error))
+
+    def _blame(self, task: ScoreTask, answer: Answer, error: Exception) -> str | None:
+        """Why a candidate is given up whose worker was lost, if it is.
+
+        Raises:
+            StudyError: no worker starts, or one failed in a way that nobody expected.
+        """
+        loss = loss_of(error)
+        if loss is None:
+            raise StudyError(f"a worker failed in a way it should not, please report this: {error}") from error
+        if not loss.own:
+            return None
+        if not answer.node:
+            self._bad_starts += 1
+            if starts_with_an_error(error) or self._bad_starts >= STARTS:
+                raise StudyError(f"a worker cannot start: {last_line(error)}") from error
+            return None
+        deaths = self._deaths.setdefault(task.number, [])
+        deaths.append(answer.node)
+        if len(deaths) >= DEATHS:
+            alive = alive_nodes()
+            deaths[:] = [node for node in deaths if node in alive]
+        return f"it killed its worker {DEATHS} times, the last time: {loss.reason}" if len(deaths) >= DEATHS else None
+
+    def _again(self, task: ScoreTask, given_up: str | None) -> None:
+        if given_up is None:
+            self._queue.appendleft(task)
+        else:
+            self._give(Result(task.number, error=given_up))
+
+    def _give(self, result: Result) -> None:
+        self._deaths.pop(result.number, None)
+        self._refusals.pop(result.number, None)
+        self._results.append(result)
+
+    # ------------------------------------------------------------------------------------------------------ the end
+
+    def _look_for_an_end(self) -> None:
+        launch = self._launch
+        if self._ending or not (launch.stopped or launch.deadline.passed):
+            return
+        self._ending = True
+        why, seconds = ("stopping", launch.grace) if launch.stopped else ("the time is up", float("inf"))
+        self._end = time.monotonic() + seconds
+        left: int = ray.get(self._desk.close.remote())
+        limit = "" if seconds == float("inf") else f", for up to {seconds:.0f} s"
+        launch.progress.say(f"{why}: {left} running candidates are finished first{limit}" if left else why)
+
+
+class PoliteEnd(_OfThisProcess, Stopper):
+    """Looks at each of Tune's steps whether the search shall end, and ends what takes longer than its grace."""
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        self._searcher = searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """A trial ends by itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether nothing that still runs is waited for."""
+        searcher = self._searcher
+        try:
+            searcher.tick()
+        except BaseException as error:
+            searcher.error = error
+            raise
+        if searcher.out_of_time:
+            searcher.abandon()
+        return searcher.over and (searcher.out_of_time or not searcher.running)
+
+
+class KeepWorkers(_OfThisProcess, FIFOScheduler):
+    """Keeps all workers while no candidate may be asked: Tune by itself keeps one, and each start costs seconds.
+
+    Args:
+        workers: how many there are.
+    """
+
+    def __init__(self, workers: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._workers, self._done = workers, False
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Have room in Tune's cache of actors, which it offers no setting for; without it a search is only slower."""
+        super().on_trial_add(tune_controller, trial)
+        cache = getattr(getattr(tune_controller, "_tune_controller", None), "_actor_cache", None)
+        if cache is not None and not self._done:
+            cache.increase_max(trial.placement_group_factory, self._workers)
+            self._done = True
+
+
+class Losses(_OfThisProcess, Callback):
+    """Tells the searcher why Tune trials failed."""
+
+    def __init__(self, searcher: StudySearcher) -> None:
+        self._searcher = searcher
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Hand on what Ray said when a worker was lost."""
+        file = trial.pickled_error_file  # which Tune has just written, and itself reads in `get_pickled_error`, later
+        if file is not None and Path(file).is_file():
+            self._searcher.on_trial_failed(trial.trial_id, cloudpickle.loads(Path(file).read_bytes()))
+        else:
+            self._searcher.on_trial_failed(trial.trial_id, RayActorError())
