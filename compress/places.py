@@ -5,6 +5,7 @@ import re
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from compress.files import write_file, write_once
 from spaces.errors import ConfigError
@@ -13,6 +14,9 @@ WHOLE = frozenset(
     {"abfs", "adl", "az", "gcs", "gs", "memory", "oci", "oss", "s3", "s3a", "tos"}
 )  # a put is all or nothing
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::|://)")
+_CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*://)")  # between the parts of an fsspec URL
+
+_HOST = re.compile(r"[^/]*@|[^/:]*(:\d*)?/")  # how a place begins whose user and password, if any, are complete
 
 
 class Folder:
@@ -131,13 +135,12 @@ def is_url(given: str) -> bool:
 
 
 def shown(url: str) -> str:
-    """A URL for people: without user, password and query, which may be secrets."""
-    head, mark, rest = url.rpartition("://")
-    if not mark:
-        return url
-    place = rest.partition("?")[0].partition("#")[0]
-    _, at, host = place.rpartition("@")
-    return f"{head}{mark}{'***@' + host if at else place}"
+    """A URL for people: without user, password and query of any part of its chain, which may be secrets.
+
+    >>> shown("simplecache::https://anna:s3cret@host/x?next=https://other")
+    'simplecache::https://***@host/x'
+    """
+    return "::".join(_shown_part(part) for part in _CHAIN.split(url))
 
 
 def public(url: str | None) -> str | None:
@@ -146,12 +149,34 @@ def public(url: str | None) -> str | None:
 
 
 def hidden(text: str, url: str) -> str:
-    """A message without what of a URL may be secret."""
-    rest = url.rpartition("://")[2]
-    place, _, query = rest.partition("?")
-    user = place.rpartition("@")[0]
-    parts = [url, user, *user.split(":", 1), query, *(one.partition("=")[2] for one in query.split("&"))]
-    text = text.replace(url, shown(url))
-    for secret in sorted({one for one in parts[1:] if len(one) > 1}, key=len, reverse=True):
-        text = text.replace(secret, "***")
+    """A message without what of a URL may be secret, as it is written there or with its %XX decoded."""
+    secrets = set[str]()
+    for part in (url, *_CHAIN.split(url)):
+        text = text.replace(part, shown(part))
+    for part in _CHAIN.split(url):
+        _, user, _, query = _parts(part)
+        for field in re.split("[&;#]", query):
+            secrets |= {field.partition("=")[2] or field}
+        secrets |= {query, user, *user.split(":", 1)}
+    for secret in sorted({*secrets, *map(unquote, secrets)}, key=len, reverse=True):
+        if len(secret) > 1:
+            text = text.replace(secret, "***")
     return text
+
+
+def _shown_part(part: str) -> str:
+    head, user, place, _ = _parts(part)
+    return f"{head}{'***@' if user else ''}{place}"
+
+
+def _parts(part: str) -> tuple[str, str, str, str]:
+    """Of a URL that is no chain: protocol with its mark, user and password, place, query and fragment."""
+    protocol, mark, rest = part.partition("://")
+    if not mark:
+        return "", "", part, ""
+    end = re.search("[?#]", rest)
+    if end is not None and "@" in rest[end.start() :] and not _HOST.match(rest[: end.start()]):
+        end = None  # it is in a password
+    place, query = (rest, "") if end is None else (rest[: end.start()], rest[end.start() + 1 :])
+    user, _, place = place.rpartition("@")
+    return protocol + mark, user, place, query

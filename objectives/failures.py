@@ -45,9 +45,9 @@ def cache_written(cache: Path) -> Iterator[None]:
     """Raise what goes wrong in a block that writes below the cache folder as what it is: no candidate's fault.
 
     Raises:
-        RetryableError: the folder cannot be written; `blame` is "cache".
+        RetryableError: the folder cannot be written.
     """
     try:
         yield
     except OSError as error:
-        raise RetryableError(f"the cache folder {cache} cannot be written: {error}", blame="cache") from error
+        raise RetryableError(f"the cache folder {cache} cannot be written: {error}") from error

@@ -11,7 +11,7 @@ def keep_packed(cache: Path, sha256: str, blob: bytes) -> None:
     """Keep a packed file; one that is there, whole, is not written again.
 
     Raises:
-        RetryableError: the folder cannot be written; `blame` is "cache".
+        RetryableError: the folder cannot be written.
     """
     if read_packed(cache, sha256) is None:
         with cache_written(cache):

@@ -14,6 +14,7 @@ from compress.apply import SiteReport
 from compress.artifact import Opened, open_packed, opened
 from compress.files import artifact_name
 from compress.inputs import outputs
+from compress.shared import END_SECONDS
 from objectives.accuracy import Accuracy
 from objectives.climbing import Climb
 from objectives.evaluation import Evaluation, Teacher, forward
@@ -246,6 +247,11 @@ class Scorer:
         """Give other nodes a packed file, where the study has a shared folder; what fails is no error."""
         if self.models.shared is not None:
             self.models.shared.put(artifact_name(sha256), blob, wait=True)
+
+    def close(self) -> None:
+        """Give what other nodes may use, and is not yet in the study's shared folder, a few seconds to get there."""
+        if self.models.shared is not None:
+            self.models.shared.flush(END_SECONDS)
 
     def score_file(self, path: Path, name: SplitName) -> Accuracy:
         """Accuracy of a packed file on a split.

@@ -20,18 +20,19 @@ class Crew:
 
     Args:
         config: the search.
-        ray: Ray's start, which another thread looks after.
+        ray: Ray's start, which another thread looks after: whether it is ours to stop.
     """
 
     def __init__(self, config: Config, ray: "Future[bool]") -> None:
         self._config, self._ray = config, ray
         self._pool: RayPool | None = None
+        self._scorer: Scorer | None = None
 
     def pool(self, scorer: Scorer) -> RayPool:
         """The workers; waits for Ray, not for them."""
         if self._pool is None:
-            self._ray.result()
-            self._pool = RayPool(self._config, scorer.loaded, scorer.evaluation, scorer.teacher)
+            joined = self._ray.result()
+            self._pool = RayPool(self._config, scorer.loaded, scorer.evaluation, scorer.teacher, joined=joined)
         return self._pool
 
     def build(self, scorer: Scorer, tasks: Sequence[LayerTask]) -> list[list[Cost]]:
@@ -41,6 +42,7 @@ class Crew:
             CandidateError: a choice does not fit its site, or a layer failed too often.
             StudyError: Ray or a worker does not start.
         """
+        self._scorer = scorer
         left, costs = deque(tasks), dict[int, list[Cost]]()
         progress = Compressing(len(tasks))
         while left and not (self._ray.done() and self.pool(scorer).is_ready()):
@@ -64,3 +66,5 @@ class Crew:
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+        if self._scorer is not None:
+            self._scorer.close()

@@ -1,13 +1,13 @@
 """Optuna Dashboard on the study database, served through our own storage to this machine alone."""
 
 import errno
-import ipaddress
 import socket
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from search.address import full_address, sqlite_file
+from search.dashboard_guard import is_loopback
 from search.front import pick_study
 from search.storage import Storage, open_storage
 from spaces.errors import ConfigError
@@ -56,10 +56,10 @@ class Dashboard:
         on_server = sqlite_file(full_address(url)) is None  # which may be there before the first study
         self._storage = open_storage(url, create=on_server)
         path = _page(self._storage, study)
-        self._server = _bound(host, port, dashboard_app(self._storage))
+        self.is_private = is_loopback(host)
+        self._server = _bound(host, port, dashboard_app(self._storage, private=self.is_private))
         bound = int(self._server.server_address[1])
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{bound}/dashboard{path}"
-        self.is_private = is_loopback(host)
 
     def serve(self) -> None:
         """Answer requests until `stop` is called or Ctrl-C is pressed."""
@@ -74,14 +74,6 @@ class Dashboard:
     def stop(self) -> None:
         """End `serve`, from another thread."""
         self._server.shutdown()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine can reach this address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _page(storage: Storage, study: str | None) -> str:

@@ -11,6 +11,8 @@ from urllib.parse import parse_qs
 import optuna_dashboard
 from optuna_dashboard._serializer import serialize_frozen_study
 
+from search.dashboard_guard import Answer, reason, refusal
+from search.lease import holder
 from search.storage import Storage
 from search.storage.study_page import StudyPage
 from search.storage.watching import WatchingStorage
@@ -24,24 +26,26 @@ _PIECE: Final = 1 << 20  # characters
 _LONGEST_BODY: Final = 1 << 20
 
 
-def dashboard_app(storage: Storage, artifact_store: Any = None) -> "WSGIApplication":
+def dashboard_app(storage: Storage, artifact_store: Any = None, *, private: bool = False) -> "WSGIApplication":
     """The dashboard on a study database.
 
-    Its study page asks for the same things again and again: those we answer from memory. All else is its own.
+    Its study page asks for the same things again and again: those we answer from memory. All else is its own. What
+    pages of other sites ask for in somebody's browser is refused where it would change something.
 
     Args:
         storage: the database; who opened it closes it.
         artifact_store: Optuna's, where files are that were attached to trials; None where there are none to show.
+        private: whether it is served to this machine alone, so that it has no other name than this machine's own.
     """
     watching = WatchingStorage(storage)
     theirs: WSGIApplication = optuna_dashboard.wsgi(watching, artifact_store)
-    ours = _Ours(watching)
+    ours = _Ours(storage, watching)
 
     def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         try:
-            answer = ours.answer(environ)
+            answer = refusal(environ, private=private) or ours.answer(environ)
         except StudyError as error:
-            answer = HTTPStatus.SERVICE_UNAVAILABLE, iter([json.dumps({"reason": str(error)})])
+            answer = reason(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
         if answer is None:
             return theirs(environ, start_response)
         status, pieces = answer
@@ -60,11 +64,11 @@ def dashboard_app(storage: Storage, artifact_store: Any = None) -> "WSGIApplicat
 class _Ours:
     """What is not left to the dashboard."""
 
-    def __init__(self, storage: WatchingStorage) -> None:
-        self._storage = storage
-        self._page = StudyPage(storage)
+    def __init__(self, storage: Storage, watching: WatchingStorage) -> None:
+        self._storage, self._watching = storage, watching
+        self._page = StudyPage(watching)
 
-    def answer(self, environ: "WSGIEnvironment") -> tuple[HTTPStatus, Iterator[str]] | None:
+    def answer(self, environ: "WSGIEnvironment") -> Answer | None:
         """Status and JSON; None for what the dashboard answers, which is also whatever is wrong with a request."""
         asked = _OURS.fullmatch(environ.get("PATH_INFO", ""))
         if asked is None:
@@ -82,25 +86,29 @@ class _Ours:
                 return self._rename(study_id, _name(environ))
         return None
 
-    def _rename(self, study_id: int, name: str | None) -> tuple[HTTPStatus, Iterator[str]]:
+    def _rename(self, study_id: int, name: str | None) -> Answer:
         """Rename it, where the dashboard copies it and deletes the old one, and all that only we store of it."""
         if not name:
-            return HTTPStatus.BAD_REQUEST, iter(['{"reason": "You need to set study_name"}'])
+            return reason(HTTPStatus.BAD_REQUEST, "You need to set study_name")
+        by = holder(self._storage, study_id)
+        if by is not None and by.alive:  # it looks its study up by name
+            words = f"study {study_id} is being searched by process {by.pid} on {by.host}: a study is renamed at rest, "
+            return reason(HTTPStatus.CONFLICT, words + "so wait for the search, or end it with `slimfront stop`")
         try:
-            if not self._storage.rename(study_id, name):
-                return HTTPStatus.BAD_REQUEST, iter(['{"reason": "Study name already exists."}'])
-            study = self._storage.study(study_id)
+            if not self._watching.rename(study_id, name):
+                return reason(HTTPStatus.BAD_REQUEST, "Study name already exists.")
+            study = self._watching.study(study_id)
         except KeyError:
             study = None
         if study is None:
-            return HTTPStatus.NOT_FOUND, iter([json.dumps({"reason": f"study_id={study_id} is not found"})])
+            return reason(HTTPStatus.NOT_FOUND, f"study_id={study_id} is not found")
         return HTTPStatus.CREATED, iter([json.dumps(serialize_frozen_study(study))])
 
 
 def _name(environ: "WSGIEnvironment") -> str | None:
     """The name that a request to rename gives, None if it gives none."""
     try:
-        length = min(int(environ.get("CONTENT_LENGTH") or 0), _LONGEST_BODY)
+        length = min(max(int(environ.get("CONTENT_LENGTH") or 0), 0), _LONGEST_BODY)
         asked: Any = json.loads(environ["wsgi.input"].read(length))
     except ValueError:
         return None

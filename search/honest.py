@@ -19,8 +19,13 @@ WAIT_SECONDS = 0.5
 
 
 def held_back(
-    found: Front, attrs: Mapping[str, Any], pool: Pool, cache: Path, say: Callable[[str], None]
-) -> dict[str, Any]:
+    found: Front,
+    attrs: Mapping[str, Any],
+    pool: Pool,
+    cache: Path,
+    say: Callable[[str], None],
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
     """Score the members of a front and the uniform policies on the test split, and compare the members there.
 
     Members are scored again where the front has changed since, as a comparison needs the outcomes of all of them.
@@ -31,9 +36,10 @@ def held_back(
         pool: who scores.
         cache: the folder of the packed files; what is missing there is not scored.
         say: takes a line for people.
+        stopped: whether somebody wants it to end.
 
     Returns:
-        The new values of these attributes; nothing where all was known.
+        The new values of these attributes; nothing where all was known; None where it was ended before.
     """
     known, judged = attrs.get("test", {}), attrs.get("within_noise", {})
     wanted = [point for point in found.uniform if not isinstance(known.get(str(point.trial)), Mapping)]
@@ -44,7 +50,9 @@ def held_back(
     if not artifacts:
         return {}
     say(f"scoring {len(artifacts)} policies on the test split")
-    scores = _scores(artifacts, pool, cache, say)
+    scores = _scores(artifacts, pool, cache, say, stopped)
+    if scores is None:
+        return None
     tests = {str(trial): {"accuracy": score.value, "ci95": score.ci95} for trial, score in scores.items()}
     new = {"test": {**known, **tests}}
     if not changed:
@@ -54,8 +62,10 @@ def held_back(
     return {**new, "within_noise": {str(trial): of for trial, of in within_noise(members, outcomes).items()}}
 
 
-def _scores(artifacts: Mapping[int, str], pool: Pool, cache: Path, say: Callable[[str], None]) -> dict[int, Accuracy]:
-    """What the packed files score on the test split, by trial; less those that fail."""
+def _scores(
+    artifacts: Mapping[int, str], pool: Pool, cache: Path, say: Callable[[str], None], stopped: Callable[[], bool]
+) -> dict[int, Accuracy] | None:
+    """What the packed files score on the test split, by trial, less those that fail; None where it was ended before."""
     left = 0
     for trial, artifact in artifacts.items():
         if (blob := read_packed(cache, artifact)) is None:
@@ -65,6 +75,8 @@ def _scores(artifacts: Mapping[int, str], pool: Pool, cache: Path, say: Callable
         left += 1
     scores: dict[int, Accuracy] = {}
     while left:
+        if stopped():
+            return None
         results = pool.collect(WAIT_SECONDS)
         left -= len(results)
         for result in results:

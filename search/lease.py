@@ -38,6 +38,7 @@ _LOG = logging.getLogger(__name__)
 
 EXPIRES_S: Final = 30.0
 POLL_S: Final = 2.0
+LITTLE_PATIENCE_S: Final = 5.0  # with a database, where what went wrong may be that it did not answer
 JOB: Final = "SLIMFRONT_JOB"  # the environment variable that says which Ray job this process is
 
 _TABLE: Final = Table(
@@ -117,9 +118,12 @@ class Lease:
         """Gives the lease back, if it is still ours."""
         self._ended.set()
         self._renewing.join()
+        mine = delete(_TABLE).where(self._ours())
+        patience = self._storage.patience if error is None else min(self._storage.patience, LITTLE_PATIENCE_S)
         try:
-            mine = delete(_TABLE).where(self._ours())
-            self._storage.run("giving back the lease", lambda connection: connection.execute(mine), write=True)
+            self._storage.run(
+                "giving back the lease", lambda connection: connection.execute(mine), write=True, patience=patience
+            )
         except StudyError:
             if error is None:  # else what happened first matters more; the lease ends with the process
                 raise
@@ -213,12 +217,7 @@ def holder(storage: Storage, study_id: int, *, seconds: float = EXPIRES_S) -> Ho
     """
 
     def look(connection: Connection) -> Holder | None:
-        found = inspect(connection)
-        if not found.has_table(_TABLE.name):
-            return None
-        if len(found.get_columns(_TABLE.name)) < len(_TABLE.columns):  # an earlier version's, which made its own
-            return None
-        row, now = _read(connection, study_id)
+        row, now = _read_if_made(connection, study_id)
         return None if row is None else _holder(row, now, seconds)
 
     return storage.run("looking up the lease", look, write=False)
@@ -238,9 +237,7 @@ def refuse_held(storage: Storage, study_id: int, *, takeover: bool = False, seco
     """
 
     def look(connection: Connection) -> None:
-        if not inspect(connection).has_table(_TABLE.name):
-            return
-        row, now = _read(connection, study_id)
+        row, now = _read_if_made(connection, study_id)
         if row is None or (takeover and row.machine != _machine()):
             return
         if (current := _holder(row, now, seconds)).alive:
@@ -315,6 +312,14 @@ def _read(connection: Connection, study_id: int) -> tuple[Row[Any] | None, float
     """The lease's row, and the database's time."""
     row = connection.execute(select(_TABLE).where(_TABLE.c.study_id == study_id)).one_or_none()
     return row, float(connection.execute(select(_clock(connection))).scalar_one())
+
+
+def _read_if_made(connection: Connection, study_id: int) -> tuple[Row[Any] | None, float]:
+    """As `_read`; no row where the table is not made yet, or was by an earlier version, without our columns."""
+    found = inspect(connection)
+    if not found.has_table(_TABLE.name) or len(found.get_columns(_TABLE.name)) < len(_TABLE.columns):
+        return None, 0.0
+    return _read(connection, study_id)
 
 
 def _holder(row: Row[Any], now: float, seconds: float) -> Holder:

@@ -2,8 +2,7 @@
 
 import contextlib
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,22 +15,22 @@ from search.config import Config
 from search.crew import Crew
 from search.describe import check_unchanged, describe
 from search.driver import SAMPLER_PREFIX, Driver
-from search.front import Front, front
+from search.front import Front, read_front
 from search.goals import Deadline, Focus, check_goals
-from search.honest import held_back
+from search.launched import Engine, Launch
 from search.lease import Lease, refuse_held
 from search.pareto import Box, reference_box
-from search.pool import RayPool, start_ray, stop_ray
+from search.pool import start_ray, stop_ray
 from search.progress import SearchProgress, say
-from search.restoring import lost, restore
+from search.restoring import lost
 from search.samplers.proposer import Proposer
 from search.signals import stopped_politely
 from search.storage import MissingStoreError, Storage, check_storage_url, open_storage
+from search.stored import pick_study
 from search.study import Trials, open_study
 from search.tasks import Late, LayerTask, LocalPool, Pool
 from spaces.errors import ConfigError
 
-TICK_SECONDS = 0.5
 PATIENCE_SECONDS = 600.0  # that a launch waits for a database that does not answer
 
 
@@ -75,7 +74,8 @@ def launch(config: Config, *, takeover: bool = False, engine: "Engine | None" = 
             with Lease(storage, study_id, takeover=takeover) as lease:
                 describe(storage, study_id, config, prepared, lease)
                 interrupted = search(config, prepared, storage, study_id, lease, deadline, pool, engine)
-    return LaunchResult(config.study, front(config.study, url), interrupted)
+            found = read_front(storage, pick_study(storage, config.study))
+    return LaunchResult(config.study, found, interrupted)
 
 
 def search(
@@ -86,7 +86,7 @@ def search(
     lease: Lease,
     deadline: Deadline,
     pool: Pool,
-    engine: "Engine | None" = None,
+    engine: Engine | None = None,
 ) -> bool:
     """Search a study that is described and leased until its budget is used.
 
@@ -106,7 +106,8 @@ def search(
     Raises:
         StudyError: the database or the pool failed, or the study was taken over; nothing told is lost.
     """
-    focus = _focus(storage, study_id, lease, config.budget.focus)
+    trials = Trials(storage, study_id, lease.guard)
+    focus = _focus(storage, trials, lease, config.budget.focus)
     sampler = config.sampler
     proposer = Proposer(
         prepared.space, sampler.name, sampler.options, config.seed, prepared.first, prepared.knowledge, focus.at
@@ -115,7 +116,6 @@ def search(
     proposer.restore(
         {key.removeprefix(SAMPLER_PREFIX): v for key, v in attrs.items() if key.startswith(SAMPLER_PREFIX)}
     )
-    trials = Trials(storage, study_id)
     stop = threading.Event()
 
     def hurry() -> None:
@@ -129,18 +129,15 @@ def search(
             progress.show(told.values, now=False)
         before = trials.told
         driver = Driver(config, proposer, len(prepared.first), trials, _box(prepared), lease.guard)
-        while isinstance(pool, RayPool) and not (stop.is_set() or pool.wait_until_ready(timeout=TICK_SECONDS)):
-            pass
+        launched = Launch(config, prepared, storage, trials, driver, pool, progress, lease, stop, deadline)
+        launched.wait_for_workers()
         if driver.ends:
             progress.say(f"{driver.ends}; raise budget.patience or leave it out to go on")
         elif before:
             progress.say(f"goes on after {before} of {config.budget.trials} trials")
         progress.start()
-        launched = Launch(config, prepared, trials, driver, pool, progress, lease, stop, deadline)
         (engine or Launch.until_budget)(launched)
-        if not launched.stopped:
-            _score_test(config, prepared, storage, study_id, trials, lease, pool, progress)
-    return launched.stopped
+        return (launched.stopped and not driver.finished) or not launched.score_test()
 
 
 def _finished(config: Config, checked: Checked, url: str, *, takeover: bool) -> Front | None:
@@ -164,7 +161,7 @@ def _finished(config: Config, checked: Checked, url: str, *, takeover: bool) -> 
         check_unchanged(stored, config, checked)
         if "fingerprint" not in stored:
             return None
-    found = front(config.study, url)
+        found = read_front(storage, pick_study(storage, config.study))
     left = config.budget.trials - sum(found.states.values())
     members = (*found.points, *found.uniform)
     whole = found.compared and all(one.test_accuracy is not None for one in members)
@@ -172,7 +169,7 @@ def _finished(config: Config, checked: Checked, url: str, *, takeover: bool) -> 
     return found if done else None
 
 
-def _engine(config: Config, engine: "Engine | None") -> "Engine":
+def _engine(config: Config, engine: Engine | None) -> Engine:
     """Who has the candidates scored.
 
     Raises:
@@ -196,12 +193,12 @@ def _box(prepared: Prepared) -> Box:
     return reference_box(prepared.smallest_bytes, prepared.float_score.bytes, prepared.loaded.workload.chance)
 
 
-def _focus(storage: Storage, study_id: int, lease: Lease, span: tuple[int, int] | None) -> Focus:
+def _focus(storage: Storage, trials: Trials, lease: Lease, span: tuple[int, int] | None) -> Focus:
     """What the study's candidates aim at, and from the next one on do in this launch; the study is told."""
-    stored = Focus.read(storage.get_study_user_attrs(study_id).get("focus", ()))
-    focus = stored.then(storage.get_n_trials(study_id), span)
+    stored = Focus.read(storage.get_study_user_attrs(trials.study_id).get("focus", ()))
+    focus = stored.then(trials.count, span)
     if focus != stored:
-        storage.set_study_attrs(study_id, {"focus": focus.document()}, lease.guard)
+        storage.set_study_attrs(trials.study_id, {"focus": focus.document()}, lease.guard)
     return focus
 
 
@@ -210,7 +207,8 @@ def _prepared(config: Config, checked: Checked) -> Iterator[tuple[Prepared, Pool
     """The prepared search and who scores its candidates; Ray, which takes seconds to start, starts beside the work."""
     if config.workers == 0:
         prepared = prepare(config, checked, _with_cache(build_here), config.budget.focus)
-        yield prepared, LocalPool(prepared.scorer, prepared.evaluation.cache)
+        with contextlib.closing(LocalPool(prepared.scorer, prepared.evaluation.cache)) as pool:
+            yield prepared, pool
         return
     say(f"starting {config.workers} Ray workers")
     with ThreadPoolExecutor(1) as threads:
@@ -244,78 +242,3 @@ def _with_cache(build: Build) -> Build:
         return build(scorer, tasks)
 
     return built
-
-
-@dataclass
-class Launch:
-    """A search that has begun: what the driver wants scored goes to the pool, and what the pool has to the driver."""
-
-    config: Config
-    prepared: Prepared
-    trials: Trials
-    driver: Driver
-    pool: Pool
-    progress: SearchProgress
-    lease: Lease
-    stop: threading.Event
-    deadline: Deadline
-    running: int = 0
-
-    @property
-    def grace(self) -> float:
-        """Seconds for which what runs is waited for when somebody wants it to end."""
-        return self.config.budget.grace
-
-    @property
-    def stopped(self) -> bool:
-        """Whether somebody wants it to end."""
-        return self.stop.is_set() or self.lease.stop_asked
-
-    def until_budget(self) -> None:
-        """Ask, collect and tell until the budget is used, the time is up, or somebody wants it to end."""
-        self.deadline.start()
-        while not self.driver.finished:
-            if self.stopped:
-                return self._finish_running("stopping", self.grace)
-            if self.deadline.passed:
-                return self._finish_running("the time is up", float("inf"))
-            results = self.pool.collect(TICK_SECONDS) if self.running else []
-            tasks = self.driver.step(results, self.progress)
-            self.running += len(tasks) - len(results)
-            for task in tasks:
-                self.pool.submit(task)
-
-    def _finish_running(self, why: str, seconds: float) -> None:
-        """Have finished what a worker has begun, as far as that takes no longer."""
-        left = self.pool.withdraw()
-        limit = "" if seconds == float("inf") else f", for up to {seconds:.0f} s"
-        self.progress.say(f"{why}: {left} running candidates are finished first{limit}" if left else why)
-        end = time.monotonic() + seconds
-        while left > 0 and time.monotonic() < end:
-            results = self.pool.collect(min(TICK_SECONDS, max(0.0, end - time.monotonic())))
-            left -= len(results)
-            self.driver.step(results, self.progress, asking=False)
-        if left > 0:
-            self.progress.say(f"{left} candidates were not finished in time; they are scored when the study goes on")
-
-
-Engine = Callable[[Launch], None]  # has candidates scored until the budget is used, as `Launch.until_budget` does
-
-
-def _score_test(
-    config: Config,
-    prepared: Prepared,
-    storage: Storage,
-    study_id: int,
-    trials: Trials,
-    lease: Lease,
-    pool: Pool,
-    progress: SearchProgress,
-) -> None:
-    """Score the members of the front, and the uniform policies, on the held-back test split, and compare them."""
-    found, cache = front(config.study, config.resolved_storage()), prepared.evaluation.cache
-    missing = lost((*found.points, *found.uniform), cache)
-    restore(missing, {one: prepared.space.policy(trials[one].params) for one in missing}, pool, progress.say)
-    attrs = storage.get_study_user_attrs(study_id)
-    if new := held_back(found, attrs, pool, cache, progress.say):
-        storage.set_study_attrs(study_id, new, lease.guard)

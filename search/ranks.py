@@ -54,6 +54,10 @@ class Ranks:
             return Staircase()
         return Staircase(tuple(self._bytes[rank - 1]), tuple(self._accuracy[rank - 1]))
 
+    def best(self, ranks: int | None) -> Iterator[Iterator[tuple[int, float]]]:
+        """The scores of the first so many ranks, or of all, as bytes and accuracy; nothing may be added meanwhile."""
+        return (zip(*layer, strict=True) for layer in zip(self._bytes[:ranks], self._accuracy[:ranks], strict=True))
+
     def rank(self, accuracy: float, bytes: int) -> int:
         """The rank that a score has among these, whether it is one of them or not."""
         low, high = 0, len(self._bytes)  # what rank k + 1 dominates, rank k does, too

@@ -19,8 +19,12 @@ def lost(points: Iterable[Point], cache: Path) -> dict[int, Point]:
 
 
 def restore(
-    points: Mapping[int, Point], policies: Mapping[int, Policy], pool: Pool, say: Callable[[str], None]
-) -> None:
+    points: Mapping[int, Point],
+    policies: Mapping[int, Policy],
+    pool: Pool,
+    say: Callable[[str], None],
+    stopped: Callable[[], bool] = lambda: False,
+) -> bool:
     """Score policies again, up to the rung that they reached, so that their packed files are kept again.
 
     Args:
@@ -28,14 +32,17 @@ def restore(
         policies: theirs, by trial.
         pool: who scores.
         say: takes a line for people; also where a file came out otherwise than it was, as on another kind of machine.
+        stopped: whether somebody wants it to end.
+
+    Returns:
+        Whether it was done before somebody wanted it to end.
     """
-    if not points:
-        return
-    say(f"{len(points)} packed files are not in the cache folder any more: making them again")
+    if points:
+        say(f"{len(points)} packed files are not in the cache folder any more: making them again")
     for trial, point in points.items():
         pool.submit(ScoreTask(trial, policies[trial], FixedJudge(point.rung)))
     left = len(points)
-    while left:
+    while left and not stopped():
         results = pool.collect(WAIT_SECONDS)
         left -= len(results)
         for result in results:
@@ -43,3 +50,4 @@ def restore(
             if found != points[result.number].artifact:
                 why = result.error or "it comes out otherwise on this machine"
                 say(f"the packed file of trial {result.number} is lost: {why}")
+    return not left

@@ -7,7 +7,6 @@ rung, never with scores of a higher one, which would dry promotion up.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from math import log
 
 from objectives.racing import Outcomes, Race
@@ -133,8 +132,7 @@ class History:
     def promotable(self, rung: int) -> Iterator[Iterator[tuple[int, float]]]:
         """The scores on a rung that would go on now, bytes and accuracy each, those of rank 1 first."""
         ranks = self._ranks[rung]
-        last = None if self._share >= 1 else ranks.last_within(self._share)
-        return (zip(one.bytes, one.accuracy, strict=True) for one in islice(ranks, last))
+        return ranks.best(None if self._share >= 1 else ranks.last_within(self._share))
 
     def rank(self, rung: int, accuracy: float, bytes: int) -> int:
         """The rank of a score among those of its rung now."""

@@ -1,21 +1,20 @@
 """A search as an Optuna study: axes as distributions, policies as trials, and what is stored with each."""
 
-import warnings
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, Literal, assert_never
+from typing import Any, Final, Literal, assert_never
 
-import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import DuplicatedStudyError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
 from objectives.racing import Outcomes
 from objectives.score import RungScore, Score
-from search.storage import End, Start, Storage
+from search.storage import End, Start, Storage, no_guard
 from search.storage.batches import refuse_unfinished
 from search.storage.outcomes import decode, encode
 from spaces.errors import StudyError
@@ -23,6 +22,7 @@ from spaces.policy import Policy
 from spaces.space import Axis, Grid, Options, Range, Space
 
 Origin = Literal["uniform", "predicted", "sampler", "continued"]
+MOST_ERROR: Final = 4_000  # characters
 OBJECTIVES = ("accuracy", "bytes")
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 
@@ -61,18 +61,17 @@ def open_study(storage: Storage, name: str) -> tuple[int, bool]:
     try:
         study_id = storage.get_study_id_from_name(name)
     except KeyError:
-        study_id, made = storage.create_new_study(DIRECTIONS, name), True
+        try:
+            study_id, made = storage.create_new_study(DIRECTIONS, name), True
+        except DuplicatedStudyError:  # another launch was quicker; which of them searches it the lease says
+            study_id = storage.get_study_id_from_name(name)
     refuse_unfinished(name, storage.get_study_user_attrs(study_id))
     strange = "fingerprint" not in storage.get_study_user_attrs(study_id) and storage.get_n_trials(study_id) > 0
     if strange or tuple(storage.get_study_directions(study_id)) != DIRECTIONS:
         raise StudyError(
             f"study {name!r} exists in this store and is not a Slimfront search; give yours another name (key study)"
         )
-    study = optuna.load_study(study_name=name, storage=storage)
-    if study.metric_names is None:  # also where the process that made it was killed in between
-        with warnings.catch_warnings():  # experimental in Optuna 5.0: names of the objectives on the dashboard
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names(list(OBJECTIVES))
+    storage.name_objectives(study_id, OBJECTIVES)  # again, for the process that made it may have been killed before
     return study_id, made
 
 
@@ -133,12 +132,17 @@ class Trials:
 
     What was started and told is stored by `commit`.
 
+    Args:
+        storage: the study database.
+        study_id: the study's id in it.
+        guard: looks first whether the study is ours to write.
+
     Raises:
-        StudyError: the study holds trials that no search of ours asked.
+        StudyError: it is not, or it holds trials that no search of ours asked.
     """
 
-    def __init__(self, storage: Storage, study_id: int) -> None:
-        self._storage, self._study_id = storage, study_id
+    def __init__(self, storage: Storage, study_id: int, guard: Callable[[Connection], None] = no_guard) -> None:
+        self._storage, self.study_id = storage, study_id
         self._trials = [_asked(trial) for trial in storage.load_trials(study_id)]
         self.told = next((t.number for t in self._trials if not t.told), len(self._trials))
         if late := [t.number for t in self._trials[self.told :] if t.told]:
@@ -148,7 +152,7 @@ class Trials:
         self._first: dict[str, int] = {}
         self._starts: list[Start] = []
         self._ends: list[End] = []
-        storage.make_outcomes(study_id, anew=not self.told)
+        storage.make_outcomes(study_id, guard)
         self._outcomes = storage.load_outcomes(study_id)
 
     @property
@@ -199,7 +203,7 @@ class Trials:
             StudyError: it is not, or the database failed; nothing was stored.
         """
         if self._starts or self._ends:
-            self._storage.write_trials(self._study_id, self._starts, self._ends, guard)
+            self._storage.write_trials(self.study_id, self._starts, self._ends, guard)
             self._starts, self._ends = [], []
 
     def complete(self, score: Score, where: Mapping[str, Any], kept: Container[int] = ()) -> Asked:
@@ -231,8 +235,8 @@ class Trials:
         return self._tell((score.accuracy, float(score.bytes)), score.rungs, attrs, found)
 
     def fail(self, reason: str, where: Mapping[str, Any]) -> Asked:
-        """Tell that the next trial failed, and why."""
-        return self._tell(None, (), {"error": reason, **where})
+        """Tell that the next trial failed, and why; of a long reason what fits into an attribute everywhere."""
+        return self._tell(None, (), {"error": _cut(reason), **where})
 
     def repeat(self, number: int) -> Asked:
         """Tell the next trial what trial `number`, which has the same policy, was told."""
@@ -255,6 +259,13 @@ class Trials:
         self._trials[self.told] = told
         self.told += 1
         return told
+
+
+def _cut(reason: str) -> str:
+    if len(reason) <= MOST_ERROR:
+        return reason
+    said = f" ... (cut: {len(reason)} characters)"
+    return reason[: MOST_ERROR - len(said)] + said
 
 
 def _asked(trial: FrozenTrial) -> Asked:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from compress.files import artifact_path
 from compress.layer import Cost
@@ -22,9 +22,13 @@ from search.prices import Sensing, prices
 from spaces.errors import CandidateError, RetryableError, SlimfrontError
 from spaces.policy import Choice, Policy
 
-RETRIES = 2  # further tries of a task that failed for want of memory, disk or its worker
+PAUSES = (2.0, 20.0)  # seconds before further tries of what failed for want of memory or disk: a disk may come back
+RETRIES = len(PAUSES)
 WAIT_SECONDS = 0.5  # for room in the cache folder
 BATCH = 2**26  # weights of one site that are compressed together, all its choices counted
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,18 +102,15 @@ class LayerTask:
         return [*prices(scorer, self.policy, self.site, self.choices, costs, self.sensing)]
 
     def insist(self, scorer: Scorer) -> list[Cost]:
-        """`run` with up to RETRIES further tries, as a pool has it done.
+        """`run` with further tries, as a pool has it done.
 
         Raises:
             CandidateError: a choice does not fit the site, or all tries failed.
         """
-        for _ in range(RETRIES):
-            with contextlib.suppress(RetryableError):
-                return self.run(scorer)
         try:
-            return self.run(scorer)
+            return _insisting(lambda: self.run(scorer))
         except RetryableError as error:
-            raise CandidateError(f"failed {RETRIES + 1} times, the last time: {error}") from error
+            raise CandidateError(in_vain(str(error))) from error
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,28 @@ class Result:
 
 
 Task = ScoreTask | TestTask | LayerTask
+
+
+def in_vain(why: str) -> str:
+    """Why a task is given up that may be tried again, and was.
+
+    Args:
+        why: the last try failed.
+    """
+    return f"failed {RETRIES + 1} times, the last time: {why}"
+
+
+def _insisting(work: Callable[[], T]) -> T:
+    """Do something, with a pause before each further try.
+
+    Raises:
+        RetryableError: the last try failed.
+    """
+    for pause in PAUSES:
+        with contextlib.suppress(RetryableError):
+            return work()
+        time.sleep(pause)
+    return work()
 
 
 def run(scorer: Scorer, cache: Path, task: Task, *, carry: bool = False) -> Result:
@@ -244,7 +267,7 @@ class LocalPool:
         self._queue.append(task)
 
     def collect(self, timeout: float) -> list[Result]:
-        """The result of the oldest task, with up to RETRIES further tries.
+        """The result of the oldest task, with pauses before further tries.
 
         Raises:
             StudyError: the cache folder could not be written for too long.
@@ -258,12 +281,10 @@ class LocalPool:
         if not self._queue:
             return []
         task = self._queue.popleft()
-        for tries in range(RETRIES + 1):
-            try:
-                return [run(self._scorer, self._cache, task)]
-            except RetryableError as error:
-                last = Result(task.number, error=f"failed {tries + 1} times: {error}")
-        return [last]
+        try:
+            return [_insisting(lambda: run(self._scorer, self._cache, task))]
+        except RetryableError as error:
+            return [Result(task.number, error=in_vain(str(error)))]
 
     def withdraw(self) -> int:
         """Take back what has not begun: everything, between two `collect` calls, but a result that waits for room."""
@@ -271,4 +292,5 @@ class LocalPool:
         return self._arrivals.waiting
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Give what other nodes may use a few seconds to get there."""
+        self._scorer.close()

@@ -1,6 +1,6 @@
 """What can go wrong, named by what the reader must do about it."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 
 class SlimfrontError(Exception):
@@ -26,16 +26,7 @@ class CandidateError(SlimfrontError):
 
 
 class RetryableError(SlimfrontError):
-    """A worker was lost, or memory or disk ran out: the same task is tried again, elsewhere or later.
-
-    Attributes:
-        blame: "task" where the task itself may be at fault, so that its tries are counted; "cache" where the cache
-            folder cannot be written: that is no candidate's fault, and the search waits.
-    """
-
-    def __init__(self, message: str, *, blame: Literal["task", "cache"] = "task") -> None:
-        super().__init__(message)
-        self.blame = blame
+    """Memory or disk ran out, or the system refused something: the same task is tried again, elsewhere or later."""
 
 
 class StudyError(SlimfrontError):

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 _START = '''
 import atexit, os, shutil, signal, sys, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from ray.cluster_utils import Cluster
 
 from objectives.evaluation import Evaluation, teach
 from objectives.judging import FixedJudge
+from objectives.score import Scorer
 from objectives.workload import load_workload
 from search.config import Config
+from search.crew import Crew
 from search.pool import RayPool, start_ray, stop_ray
 from search.tasks import Result, ScoreTask, TestTask
 from spaces.errors import StudyError
@@ -52,14 +55,27 @@ def settings(config):
     return Evaluation(seed=0, chunk=32, threads=1, device="cpu", steps=(), cache=config.cache_folder())
 
 
-def pool_of(address, workload, workers, **ray_settings):
-    """A pool on the cluster, of workers that score a workload's file."""
+def config_of(address, workload, workers, **ray_settings):
+    """A search of a workload's file, and that workload."""
     config = Config.model_validate(
         {{"study": "any", "workload": workload, "workers": workers, "cache": str(FOLDER / "cache"),
           "ray": {{"address": address, **ray_settings}}}},
         context={{"folder": FOLDER}},
     )
-    loaded = load_workload(config.workload_entry(), config.workload)
+    return config, load_workload(config.workload_entry(), config.workload)
+
+
+def launched(address, workload, workers):
+    """The same as a launch does it, which joins the cluster beside its other work; the crew, and its pool."""
+    config, loaded = config_of(address, workload, workers)
+    evaluation = settings(config)
+    crew = Crew(config, ThreadPoolExecutor(1).submit(start_ray, config))
+    return crew, crew.pool(Scorer(loaded, evaluation, teach(loaded, evaluation)))
+
+
+def pool_of(address, workload, workers, **ray_settings):
+    """A pool on the cluster, of workers that score a workload's file."""
+    config, loaded = config_of(address, workload, workers, **ray_settings)
     evaluation = settings(config)
     return RayPool(config, loaded, evaluation, teach(loaded, evaluation), SAID.append)
 

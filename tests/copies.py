@@ -80,7 +80,7 @@ def write(url: str, told: int = TOLD, asked: int = TOLD + 3) -> str:
         other = optuna.create_study(storage=storage, study_name="other", directions=["maximize"] * 3)
         other.add_trial(create_trial(values=[1.0, 2.0, 3.0], params={}, distributions={}))
         study_id, _ = open_study(storage, NAME)
-        storage.make_outcomes(study_id, anew=True)
+        storage.make_outcomes(study_id)
         storage.set_study_attrs(study_id, describe(CONFIG, cache="/caches/new", earlier_caches=["/caches/old"]))
         storage.set_documents(study_id, {"sensitivities": {"wide": ["é" * 50_000]}, "space": SPACE.document()})
         grow(storage, study_id, told, asked)

@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +17,11 @@ from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from sqlalchemy import update
 
+from search import lease
 from search.dashboard_app import dashboard_app
+from search.lease import Lease
 from search.storage import End, Start, Storage, open_storage
 from tests.wsgi import Answer, ask
 
@@ -268,6 +273,39 @@ class TestRenaming:
         answer = self.ask(dashboard_app(storage), study_id, body)
         assert answer.status == status
         assert answer.json()["reason"]
+
+    def test_not_while_it_is_searched(self, storage: Storage) -> None:
+        """A search looks its study up by name at the end."""
+        study_id = searched(storage)
+        app = dashboard_app(storage)
+        with Lease(storage, study_id):
+            answer = self.ask(app, study_id, b'{"study_name": "renamed"}')
+        assert answer.status == 409
+        words = f"study {study_id} is being searched by process {os.getpid()} on .*slimfront stop"
+        assert re.search(words, answer.json()["reason"])
+        assert storage.get_study_name_from_id(study_id) == "searched"
+        assert self.ask(app, study_id, b'{"study_name": "renamed"}').status == 201
+
+    def test_a_search_that_was_killed_does_not_stand_in_the_way(self, storage: Storage) -> None:
+        study_id = searched(storage)
+        with Lease(storage, study_id):
+            gone = update(lease._TABLE).values(process_started="another")
+            storage.run("as if it was killed", lambda connection: connection.execute(gone), write=True)
+            assert self.ask(dashboard_app(storage), study_id, b'{"study_name": "renamed"}').status == 201
+
+    @pytest.mark.parametrize("length", ["-1", "x", "", str(1 << 40)])
+    def test_a_length_that_is_wrong_blocks_nothing(self, storage: Storage, length: str) -> None:
+        read: list[int] = []
+
+        class Body(io.BytesIO):
+            def read(self, size: int | None = -1, /) -> bytes:
+                read.append(-1 if size is None else size)
+                return b""
+
+        sent = {"wsgi.input": Body(), "CONTENT_LENGTH": length, "CONTENT_TYPE": "application/json"}
+        app = dashboard_app(storage)
+        assert ask(app, f"/api/studies/{searched(storage)}/rename", "", "POST", **sent).status == 400
+        assert all(0 <= size <= 1 << 20 for size in read)
 
 
 def test_a_database_that_fails_says_so(storage: Storage) -> None:

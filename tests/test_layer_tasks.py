@@ -61,6 +61,12 @@ def scorer(tmp_path: Path) -> Scorer:
     return scorer_of(load_workload("tests.tiny:workload"), evaluation(tmp_path))
 
 
+@pytest.fixture
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.tasks.PAUSES", (0.01,) * RETRIES)
+
+
+@pytest.mark.usefixtures("_short_pauses")
 class TestFailures:
     @every_failure
     def test_an_error_says_whose_it_is(self, failure: str, scorer: Scorer) -> None:

@@ -10,7 +10,7 @@ import pytest
 from optuna.study import StudyDirection
 from sqlalchemy import inspect, text
 
-from search.lease import Holder, Lease, ask_to_stop, holder, process_started
+from search.lease import Holder, Lease, ask_to_stop, holder, process_started, refuse_held
 from search.storage import Storage, open_storage
 from spaces.errors import StudyError
 from tests import processes
@@ -280,6 +280,21 @@ def test_the_table_of_an_earlier_version_gets_its_new_columns(storage: Storage, 
         asked = ask_to_stop(storage, study_id)
     assert asked is not None
     assert asked.alive
+
+
+def test_a_launch_is_not_refused_for_the_table_of_an_earlier_version(storage: Storage, study_id: int) -> None:
+    refuse_held(storage, study_id)  # there is none at all
+    with Lease(storage, study_id):
+        with pytest.raises(StudyError, match="is being searched by process"):
+            refuse_held(storage, study_id)
+        with storage.engine.begin() as connection:
+            connection.execute(text("alter table slimfront_lease drop column stop"))
+            connection.execute(text("alter table slimfront_lease drop column job"))
+
+        refuse_held(storage, study_id)
+        assert ask_to_stop(storage, study_id) is None
+        with pytest.raises(StudyError, match="is being searched by process"), Lease(storage, study_id):
+            pass  # whoever takes it knows the columns
 
 
 def test_of_many_that_start_at_once_one_gets_it(storage: Storage, study_id: int) -> None:

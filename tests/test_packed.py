@@ -33,6 +33,5 @@ def test_a_damaged_one_is_none_and_is_replaced(damage: bytes, tmp_path: Path) ->
 
 def test_a_folder_that_cannot_be_written_is_to_blame(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(RetryableError, match=r"^the cache folder .*file cannot be written: ") as caught:
+    with pytest.raises(RetryableError, match=r"^the cache folder .*file cannot be written: "):
         keep_packed(tmp_path / "file", SHA256, BLOB)
-    assert caught.value.blame == "cache"

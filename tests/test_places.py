@@ -42,6 +42,15 @@ class TestUrl:
             ("s3://bucket/folder", "s3://bucket/folder"),
             ("sftp://anna:pa@ss@host:22/x", "sftp://***@host:22/x"),
             ("https://host/x?token=abc#f", "https://host/x"),
+            ("https://anna:pw@host/x?next=https://other/y", "https://***@host/x"),
+            ("https://host:80/x?mail=anna@other", "https://host:80/x"),
+            ("sftp://anna:p?s#s@host/x", "sftp://***@host/x"),
+            ("sftp://anna:p/s?s@host/x", "sftp://***@host/x"),
+            ("https://anna:p::w@host/x", "https://***@host/x"),
+            ("simplecache::https://anna:pw@host/x?key=a&token=b", "simplecache::https://***@host/x"),
+            ("filecache::zip://a.zip::https://anna:pw@host/x?a=1", "filecache::zip://a.zip::https://***@host/x"),
+            ("ftp://anna:pw@one/a.zip::sftp://bob:pw2@two/x", "ftp://***@one/a.zip::sftp://***@two/x"),
+            ("simplecache::s3://bucket/folder", "simplecache::s3://bucket/folder"),
             ("/mnt/shared@home", "/mnt/shared@home"),
         ],
     )
@@ -52,6 +61,23 @@ class TestUrl:
         url = "sftp://anna:s3cret@host/x?key=v4lue&other=0ther"
         text = f"cannot open {url}: anna / s3cret / v4lue / 0ther"
         assert hidden(text, url) == "cannot open sftp://***@host/x: *** / *** / *** / ***"
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "https://anna:s3cret@host/x?next=https://other/y&key=v4lue#fr4gment",
+            "simplecache::https://anna:s3cret@host/x?v4lue",
+            "zip://anna:s3cret@a.zip::https://host/x?key=v4lue;token=0ther",
+        ],
+    )
+    def test_no_part_of_a_chain_is_forgotten(self, url: str) -> None:
+        text = f"{url}; {url.partition('::')[2] or url}: key s3cret v4lue 0ther"
+        left = hidden(text, url)
+        assert public(url) is None
+        assert not [one for one in ("s3cret", "v4lue", "fr4gment") if one in left and one in url]
+
+    def test_what_a_driver_decoded_is_hidden_too(self) -> None:
+        assert hidden("no entry for p@ss w", "sftp://anna:p%40ss%20w@host/x") == "no entry for ***"
 
     def test_only_one_without_secrets_is_public(self) -> None:
         assert public(None) is None

@@ -66,7 +66,8 @@ def test_a_candidate_that_kills_its_worker_three_times_fails_alone(tmp_path: Pat
         made.shutdown()
         """,
     )
-    assert "error: it killed its worker 3 times, the last time: its process crashed or was killed" in said
+    died = "its process crashed or was killed, for example for want of memory"
+    assert f"error: it killed its worker 3 times, the last time: {died}\n" in said
 
 
 def test_workers_join_when_there_is_room_and_it_is_said_what_is_missing(tmp_path: Path) -> None:
@@ -143,7 +144,7 @@ def test_a_lost_client_server_is_joined_again_while_the_driver_goes_on(tmp_path:
         os.environ["RAY_CLIENT_RECONNECT_GRACE_PERIOD"] = "2"
         made = cluster(ray_client_server_port={port})
         made.add_node(num_cpus=1)
-        pool = pool_of("ray://127.0.0.1:{port}", "work.py:sleepy", 1)
+        crew, pool = launched("ray://127.0.0.1:{port}", "work.py:sleepy", 1)
         assert pool.wait_until_ready(1, timeout=60)
         for number in range(1, 13):
             pool.submit(task(number))
@@ -166,13 +167,17 @@ def test_a_lost_client_server_is_joined_again_while_the_driver_goes_on(tmp_path:
                 made.head_node.start_ray_client_server()
         assert all(one.error is None for one in found.values())
         assert longest < 5, longest
-        assert len([line for line in SAID if "is joined again: the search goes on" in line]) == 2, SAID
-        pool.close()
+        crew.close()
+        assert ray.is_initialized()
+        stop_ray()
+        assert not ray.is_initialized()
         made.shutdown()
         print("found", len(found))
         """,
+        seconds=300,
     )
     assert "found 12" in said
+    assert said.count("is joined again: the search goes on") == 2
 
 
 def test_a_cluster_that_stays_lost_ends_the_search(tmp_path: Path) -> None:

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, OutOfMemoryError, RaySystemError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RaySystemError,
+    WorkerCrashedError,
+)
 
 import search.pool.connecting as connecting
 from search.config import Config
@@ -122,6 +129,14 @@ class TestLosses:
         assert loss is not None
         assert loss.own
         assert loss.reason.startswith("out of memory")
+
+    def test_what_a_trial_keeps_does_not_depend_on_what_ray_learned(self) -> None:
+        told = ActorDiedError()
+        told.error_msg = "The actor died. Worker exit detail: Worker exits with an exit code 7."
+        known, unknown, crashed = loss_of(told), loss_of(ActorDiedError()), loss_of(WorkerCrashedError())
+        assert known == unknown == crashed
+        assert known is not None
+        assert known.own
 
     @pytest.mark.parametrize(
         "error",

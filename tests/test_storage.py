@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import Connection, MetaData, event, select, text
@@ -84,7 +85,10 @@ def test_rows_are_those_that_optuna_writes(tmp_path: Path, kind: str) -> None:
     ours = open_storage(fresh_url(kind, folders[0]), create=True)
     theirs = open_storage(fresh_url(kind, folders[1]), create=True)
     fill(ours, ours.create_new_study(DIRECTIONS, "digits"))
-    fill_as_optuna(theirs, theirs.create_new_study(DIRECTIONS, "digits"))
+    fill_as_optuna(theirs, RDBStorage.create_new_study(theirs, DIRECTIONS, "digits"))
+    ours.name_objectives(1, ["accuracy", "bytes"])
+    ours.name_objectives(1, ["others", "later"])
+    theirs.set_study_system_attr(1, "study:metric_names", ["accuracy", "bytes"])
 
     written = rows(ours)
 
@@ -166,6 +170,38 @@ def test_a_new_study_has_nothing_of_a_deleted_one_with_its_id(storage: Storage, 
         storage.write_trials(new, [], [end(0)])
 
 
+def test_a_study_is_made_with_nothing_left_or_not_at_all(storage: Storage, study_id: int) -> None:
+    """Who made a study may lose its connection before what a deleted one left behind is forgotten."""
+    storage.set_documents(study_id, {"space": 1})
+
+    def fail(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("DELETE FROM slimfront_documents"):
+            raise ZeroDivisionError
+
+    event.listen(storage.engine, "before_cursor_execute", fail)
+    with pytest.raises(ZeroDivisionError):
+        storage.create_new_study(DIRECTIONS, "other")
+    event.remove(storage.engine, "before_cursor_execute", fail)
+
+    assert [study.study_name for study in storage.get_all_studies()] == ["digits"]
+    with pytest.raises(DuplicatedStudyError):
+        storage.create_new_study(DIRECTIONS, "digits")
+    assert storage.load_document(study_id, "space") == 1
+
+
+def test_trials_are_counted_without_being_loaded(storage: Storage, study_id: int) -> None:
+    fill(storage, study_id)
+    storage.write_trials(study_id, [start(3)], [])
+    statements = counted(storage)
+
+    assert storage.get_n_trials(study_id) == 4
+    assert storage.get_n_trials(study_id, TrialState.RUNNING) == 1
+    assert storage.get_n_trials(study_id, (TrialState.COMPLETE, TrialState.FAIL)) == 2
+    assert sum("trial" in statement for statement in statements) == 3
+    with pytest.raises(KeyError):
+        storage.get_n_trials(study_id + 1)
+
+
 def test_the_guard_is_asked_in_the_same_transaction(storage: Storage, study_id: int) -> None:
     def refuse(connection: Connection) -> None:
         connection.execute(text("update studies set study_name = 'not stored'"))
@@ -175,6 +211,7 @@ def test_the_guard_is_asked_in_the_same_transaction(storage: Storage, study_id: 
         lambda: storage.write_trials(study_id, [start(0)], [], refuse),
         lambda: storage.set_study_attrs(study_id, {"a": 1}, refuse),
         lambda: storage.set_documents(study_id, {"a": 1}, refuse),
+        lambda: storage.make_outcomes(study_id, refuse),
     ]
     for write in writes:
         with pytest.raises(StudyError, match="no longer yours"):
@@ -298,6 +335,8 @@ def test_a_missing_study_is_an_error(storage: Storage) -> None:
         lambda: storage.write_trials(77, [empty(0)], []),
         lambda: storage.set_study_attrs(77, {"a": 1}),
         lambda: storage.set_documents(77, {"a": 1}),
+        lambda: storage.make_outcomes(77),
+        lambda: storage.name_objectives(77, ["a"]),
         lambda: storage.load_trials(77),
     ):
         with pytest.raises(StudyError, match="no study has the id 77"):

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from sqlalchemy import event
+from optuna.trial import TrialState
+from sqlalchemy import event, update
 
 from objectives.racing import Outcomes
 from search.storage import End, Storage, open_storage
 from search.storage.outcomes import MOST_LOSS, decode, encode
+from search.storage.rows import TRIALS
 from spaces.errors import StudyError
 from tests.stores import DIRECTIONS, MARIADB_SLOWLY, complete, empty, fresh_url
 
@@ -27,7 +29,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]
 @pytest.fixture
 def study_id(storage: Storage) -> int:
     found = storage.create_new_study(DIRECTIONS, "digits")
-    storage.make_outcomes(found, anew=True)
+    storage.make_outcomes(found)
     return found
 
 
@@ -98,10 +100,14 @@ def test_they_are_stored_with_the_trials_end_or_not_at_all(storage: Storage, stu
 def test_studies_have_their_own_and_begin_with_none(storage: Storage, study_id: int) -> None:
     other = storage.create_new_study(DIRECTIONS, "other")
     for study, seed in ((study_id, 1), (other, 2)):
-        storage.make_outcomes(study, anew=study == other)
+        storage.make_outcomes(study)
         storage.write_trials(study, [empty(0)], [told(0, {0: drawn(9, seed)})])
     assert same(storage.load_outcomes(study_id)[0][0], decode(*encode(drawn(9, 1))))
-    storage.make_outcomes(study_id, anew=True)  # as where the id of a deleted study is given again
+    storage.make_outcomes(study_id)
+    assert storage.load_outcomes(study_id).keys() == {0}  # what was told stays
+    with storage.engine.begin() as connection:  # as where the id of a deleted study is given again
+        connection.execute(update(TRIALS).where(TRIALS.c.study_id == study_id).values(state=TrialState.RUNNING))
+    storage.make_outcomes(study_id)
     assert storage.load_outcomes(study_id) == {}
     assert same(storage.load_outcomes(other)[0][0], decode(*encode(drawn(9, 2))))
 
@@ -131,4 +137,4 @@ def test_optuna_does_not_mind(storage: Storage, study_id: int) -> None:
     optuna.delete_study(study_name="digits", storage=again)
     again.remove_session()
     again.engine.dispose()
-    assert storage.load_outcomes(study_id)  # a study that gets this id begins with `make_outcomes(anew=True)`
+    assert storage.load_outcomes(study_id)  # a study that gets this id begins with `make_outcomes`

@@ -1,6 +1,9 @@
 """A search as an Optuna study: axes as distributions, and trials that are asked, told, repeated and found again."""
 
+import contextlib
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +13,16 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from objectives.racing import Outcomes
 from objectives.score import RungScore, Score
 from search.storage import End, Storage, no_guard, open_storage
-from search.study import DIRECTIONS, Proposal, Trials, distribution, distributions, open_study
+from search.study import DIRECTIONS, MOST_ERROR, Proposal, Trials, distribution, distributions, open_study
 from spaces.errors import StudyError
 from spaces.policy import Distillation, Policy
 from spaces.space import Axis, Grid, Options, Range, SiteSpace, Space
+from tests.stores import fresh_url
 
 MAXIMIZE, MINIMIZE = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 SPACE = Space(
@@ -97,6 +101,34 @@ class TestOpening:
         study_id = storage.create_new_study(DIRECTIONS, "killed")
         assert open_study(storage, "killed") == (study_id, False)
         assert optuna.load_study(study_name="killed", storage=storage).metric_names == ["accuracy", "bytes"]
+
+    @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+    def test_of_launches_at_once_one_makes_it_and_all_open_it(self, tmp_path: Path, kind: str) -> None:
+        url = fresh_url(kind, tmp_path)
+        open_storage(url, create=True).close()
+        together = threading.Barrier(4)
+
+        def launch(_: int) -> tuple[int, bool]:
+            with contextlib.closing(open_storage(url, create=False)) as one:
+                together.wait()
+                return open_study(one, "mine")
+
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(launch, range(4)))
+        assert sorted(made for _, made in found) == [False, False, False, True]
+        assert len({study_id for study_id, _ in found}) == 1
+
+    def test_a_launch_that_was_overtaken_opens_what_the_other_made(self, storage: Storage) -> None:
+        overtaken: list[int] = []
+
+        def overtake(_c: object, _cursor: object, statement: str, *_: object) -> None:
+            if "FROM studies" in statement and not overtaken:
+                overtaken.append(0)
+                with contextlib.closing(open_storage(storage.url, create=False)) as other:
+                    overtaken[0] = other.create_new_study(DIRECTIONS, "mine")
+
+        event.listen(storage.engine, "after_cursor_execute", overtake)
+        assert open_study(storage, "mine") == (overtaken[0], False)
 
     @pytest.mark.parametrize("directions", [[MAXIMIZE], [MINIMIZE, MAXIMIZE], [MAXIMIZE] * 3])
     def test_a_study_of_other_objectives_is_refused(self, storage: Storage, directions: list[StudyDirection]) -> None:
@@ -201,6 +233,24 @@ class TestTrials:
         trials.commit(no_guard)
         trials.commit(no_guard)
         assert [trial.state.name for trial in storage.load_trials(study_id)] == ["COMPLETE", "RUNNING"]
+
+    def test_outcomes_are_not_forgotten_where_the_guard_refuses(self, storage: Storage, study_id: int) -> None:
+        def refuse(connection: Connection) -> None:
+            raise StudyError("not ours any more")
+
+        with pytest.raises(StudyError, match="not ours any more"):
+            Trials(storage, study_id, refuse)
+
+    def test_a_long_error_is_cut(self, storage: Storage, study_id: int) -> None:
+        trials = Trials(storage, study_id)
+        self.start(trials, 2, 4)
+        trials.fail("x" * MOST_ERROR, {})
+        trials.fail("y" * 1_000_000, {})
+        trials.commit(no_guard)
+        whole, cut = (trial.user_attrs["error"] for trial in storage.load_trials(study_id))
+        assert whole == "x" * MOST_ERROR
+        assert len(cut) == MOST_ERROR
+        assert cut.endswith("y ... (cut: 1000000 characters)")
 
     def test_a_repeat_has_the_score_of_the_first(self, storage: Storage, study_id: int) -> None:
         trials = Trials(storage, study_id)

@@ -3,19 +3,20 @@
 import hashlib
 import pickle
 import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from compress.files import artifact_path
+from compress.shared import Shared
 from objectives.judging import FixedJudge
 from objectives.machine import machine
 from objectives.packed import read_packed
 from objectives.score import Scorer
 from objectives.workload import load_workload
 from search.tasks import LocalPool, Result, ScoreTask, TestTask, run
-from spaces.errors import RetryableError
 from tests.scoring import evaluation, policy, scorer_of
 
 TASK = ScoreTask(3, policy(1), FixedJudge(0))
@@ -108,12 +109,6 @@ def test_nodes_that_share_find_each_other_s_packed_files(first: Scorer, tmp_path
     assert artifact_path(tmp_path / "shared", artifact(result)).read_bytes() == result.blob
 
 
-def test_errors_say_whose_fault_it_is_also_after_a_journey() -> None:
-    for error in (RetryableError("full", blame="cache"), RetryableError("lost")):
-        again = pickle.loads(pickle.dumps(error))
-        assert (str(again), again.blame) == (str(error), error.blame)
-
-
 def test_the_driver_s_own_pool_waits_for_room(scorer: Scorer, tmp_path: Path) -> None:
     cache = tmp_path / "driver"
     cache.write_text("in the way")
@@ -130,3 +125,19 @@ def test_the_driver_s_own_pool_waits_for_room(scorer: Scorer, tmp_path: Path) ->
     assert other.number == 4
     assert pool.withdraw() == 0
     pool.close()
+
+
+def test_a_pool_that_ends_waits_for_what_other_nodes_may_use(first: Scorer, tmp_path: Path) -> None:
+    begun = threading.Event()
+
+    class Slow(Shared):
+        def _upload(self, name: str, blob: bytes) -> None:
+            begun.wait(10)
+            super()._upload(name, blob)
+
+    scorer = Scorer(first.loaded, replace(first.evaluation, cache=tmp_path / "cache"), first.teacher)
+    scorer.models.shared = Slow(str(tmp_path / "shared"))
+    scorer.models.shared.put("layers/one", b"layer")
+    threading.Timer(0.2, begun.set).start()
+    LocalPool(scorer, tmp_path).close()
+    assert (tmp_path / "shared" / "layers" / "one").read_bytes() == b"layer"

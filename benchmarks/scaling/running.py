@@ -145,7 +145,7 @@ def _driven(
         asked += len(tasks)
         if tasks:
             last_asked = time.monotonic()
-        results = pool.collect(TICK_SECONDS) if running else []
+        results = pool.collect(0.0 if tasks else TICK_SECONDS) if running else []
         now = time.monotonic()
         worked += [(now - one.seconds, now) for one in results]
     ended, spent = time.monotonic(), time.process_time() - cpu

@@ -1,6 +1,5 @@
 """What Ray's errors mean for the task that a worker was running."""
 
-import re
 from dataclasses import dataclass
 
 from ray.exceptions import (
@@ -17,8 +16,9 @@ from ray.exceptions import (
 
 _NOT_ITS_OWN = ("node has died", "`ray.kill`", "owner has died", "INTENDED_SYSTEM_EXIT", "exited because of a node")
 _ELSEWHERE = (ActorUnavailableError, NodeDiedError, ObjectLostError, ObjectStoreFullError, OutOfDiskError)
-_DETAIL = re.compile(r"[Ww]orker exit detail: (.*)", re.DOTALL)
-_EXIT_CODE = re.compile(r"exit code (-?\d+)")
+# one wording each, as a trial keeps it: whether Ray learns the exit code is a matter of timing
+_DIED = "its process crashed or was killed, for example for want of memory"
+_OUT_OF_MEMORY = "out of memory: Ray ended it, as its node had too little left"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Loss:
     """How a worker was lost.
 
     Attributes:
-        reason: in words, on one line.
+        reason: in words, on one line; where `own`, the same for all that died alike.
         own: the process died by itself, so that the task that it was running may be at fault.
     """
 
@@ -41,27 +41,16 @@ def loss_of(error: Exception) -> Loss | None:
     """
     text = str(error)
     if isinstance(error, OutOfMemoryError):
-        return Loss("out of memory: Ray ended it, as its node had too little left", own=True)
+        return Loss(_OUT_OF_MEMORY, own=True)
     if isinstance(error, _ELSEWHERE):
         return Loss(last_line(error), own=False)
     if isinstance(error, WorkerCrashedError):
-        return Loss("it crashed or was killed", own=True)
+        return Loss(_DIED, own=True)
     if not isinstance(error, RayActorError):
         return None
     if error.preempted or any(words in text for words in _NOT_ITS_OWN):
         return Loss(last_line(error), own=False)
-    return Loss(_how(text), own=True)
-
-
-def _how(text: str) -> str:
-    """How a process ended, as far as Ray knows."""
-    if "memory" in text and "OUT_OF_MEMORY" in text:
-        return "out of memory: Ray ended it, as its node had too little left"
-    detail = _DETAIL.search(text)
-    code = _EXIT_CODE.search(detail.group(1)) if detail else None
-    if code:
-        return f"its process ended with exit code {code.group(1)}"
-    return "its process crashed or was killed, for example for want of memory"
+    return Loss(_OUT_OF_MEMORY if "OUT_OF_MEMORY" in text else _DIED, own=True)
 
 
 def starts_with_an_error(error: Exception) -> bool:

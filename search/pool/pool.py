@@ -13,11 +13,12 @@ from search.arrivals import Arrivals
 from search.config import Config
 from search.pool.connecting import is_client, joined_address, start_ray, stop_ray
 from search.pool.rejoining import Rejoining
+from search.pool.retrying import Retries
 from search.pool.room import alive_nodes, check_local
 from search.pool.staff import Back, Staff
 from search.pool.workers import requested, starter
 from search.progress import say as say_on_stderr
-from search.tasks import RETRIES, Result, Task
+from search.tasks import Result, Task
 from spaces.errors import StudyError
 
 DEATHS = 3  # of its workers, for which a task is blamed
@@ -44,6 +45,8 @@ class RayPool:
         evaluation: settings of the study.
         teacher: the float model's outputs, shared through the object store.
         say: takes a line for people.
+        joined: whether the caller joined or started this Ray by `start_ray`, and stops it: the pool may then join a
+            lost cluster again, too, and still leaves the end to the caller.
         worker: starts an actor of another kind, with the methods `ready()` and `run(task)`: a simulated one.
         concurrency: tasks that such an actor runs at a time; it counts as so many workers.
 
@@ -59,6 +62,7 @@ class RayPool:
         teacher: Teacher,
         say: Callable[[str], None] = say_on_stderr,
         *,
+        joined: bool = False,
         worker: Callable[[], Any] | None = None,
         concurrency: int = 1,
     ) -> None:
@@ -74,12 +78,12 @@ class RayPool:
             return Staff(start, workers, concurrency, None if local else asked, say)
 
         self._hire = hired
-        self._client = is_client()
+        self._rejoins = is_client() and (self._ours or joined)
         self._arrivals = Arrivals(evaluation.cache, say)
         self._queue: deque[Task] = deque()
         self._running: dict[int, Task] = {}  # by the number of the call, which is the order of handing out
         self._results: list[Result] = []
-        self._tries: dict[int, int] = {}
+        self._retries = Retries()
         self._deaths: dict[int, list[_Death]] = {}
         self._rejoining: Rejoining | None = None
         try:
@@ -126,19 +130,20 @@ class RayPool:
         end = time.monotonic() + timeout
         while True:
             left = end - time.monotonic()
-            busy = bool(self._running or self._queue)
-            self._pump(min(left, TICK_SECONDS) if busy and not self._results else 0.0)
+            self._pump(min(left, TICK_SECONDS, self._retries.pause) if self._busy and not self._results else 0.0)
             arrived, self._results = self._results, []
             if ready := self._arrivals.through(arrived):
                 return ready
-            if left <= 0 or not (self._running or self._queue or self._arrivals.waiting):
+            left = end - time.monotonic()
+            if left <= 0 or not (self._busy or self._arrivals.waiting):
                 return []
-            if self._arrivals.waiting:
+            if not self._busy:
                 time.sleep(min(left, TICK_SECONDS))
 
     def withdraw(self) -> int:
         """Take back what no worker has been handed; how many results are still to come."""
         self._queue.clear()
+        self._retries.clear()
         return len(self._running) + len(self._results) + self._arrivals.waiting
 
     def close(self) -> None:
@@ -153,6 +158,11 @@ class RayPool:
     @property
     def _ready(self) -> int:
         return self._staff.ready if self._rejoining is None else 0
+
+    @property
+    def _busy(self) -> bool:
+        """Whether workers have something to do."""
+        return bool(self._running or self._queue or self._retries)
 
     def _pump(self, timeout: float) -> None:
         """Take in what workers are done with, and hand out what they have room for."""
@@ -170,31 +180,45 @@ class RayPool:
             self._rejoin(error)
 
     def _dispatch(self) -> None:
-        while self._queue and self._rejoining is None:
-            try:
-                call = self._staff.hand(self._queue[0])
-            except ConnectionError as error:
-                self._rejoin(error)
-                return
-            if call is None:
-                return
-            self._running[call] = self._queue.popleft()
+        try:
+            while self._rejoining is None and (self._handed_again() or self._handed_next()):
+                pass
+        except ConnectionError as error:
+            self._rejoin(error)
+
+    def _handed_again(self) -> bool:
+        """Hand out what is to be tried again; whether a worker other than those that failed had room."""
+        task = self._retries.due()
+        if task is None or (call := self._staff.hand(task, self._retries.seats(task))) is None:
+            return False
+        self._retries.pop()
+        self._running[call] = task
+        return True
+
+    def _handed_next(self) -> bool:
+        """Hand out the first in the queue; whether a worker had room."""
+        if not self._queue or (call := self._staff.hand(self._queue[0])) is None:
+            return False
+        self._running[call] = self._queue.popleft()
+        return True
 
     def _take_in(self, back: Back) -> None:
-        task = self._running.pop(back.call)
-        number = task.number
-        if back.result is not None:
-            self._tries.pop(number, None)
-            self._deaths.pop(number, None)
-            self._results.append(back.result)
-        elif back.refused is not None:
-            self._tries[number] = self._tries.get(number, 0) + 1
-            tries = f"failed {RETRIES + 1} times, the last time: {back.refused}"
-            self._again(task, tries if self._tries[number] > RETRIES else None)
-        elif back.death is not None:
-            self._again(task, self._blame(task, _Death(back.death, back.node)))
-        else:
-            self._again(task, None)
+        result = back.result
+        if result is None and (given_up := self._given_up(back)) is not None:
+            result = Result(back.task.number, error=given_up)
+        del self._running[back.call]  # not before: a cluster that is lost meanwhile loses what runs, and no more
+        if result is not None:
+            self._retries.forget(result.number)
+            self._deaths.pop(result.number, None)
+            self._results.append(result)
+        elif back.refused is None:
+            self._queue.appendleft(back.task)
+
+    def _given_up(self, back: Back) -> str | None:
+        """Why a task that did not succeed is not tried again, if it is not."""
+        if back.refused is not None:
+            return self._retries.add(back.task, back.seat, back.refused)
+        return None if back.death is None else self._blame(back.task, _Death(back.death, back.node))
 
     def _blame(self, task: Task, death: _Death) -> str | None:
         """Why a task is given up, if it is: what died with its node is no task's fault, and may show only later."""
@@ -206,22 +230,13 @@ class RayPool:
         deaths[:] = [one for one in deaths if one.node in alive]
         return f"it killed its worker {DEATHS} times, the last time: {death.reason}" if len(deaths) >= DEATHS else None
 
-    def _again(self, task: Task, given_up: str | None) -> None:
-        """Queue a task that a worker had, before all others, unless it is given up."""
-        if given_up is None:
-            self._queue.appendleft(task)
-            return
-        self._tries.pop(task.number, None)
-        self._deaths.pop(task.number, None)
-        self._results.append(Result(task.number, error=given_up))
-
     def _rejoin(self, error: Exception) -> None:
         """Begin to join a cluster again that Ray's client has lost; what ran is tried again.
 
         Raises:
             StudyError: it is not Ray's client that lost it.
         """
-        if not (self._client and self._ours):
+        if not self._rejoins:
             raise StudyError(f"the connection to Ray is lost: {error}") from error
         self._say("the connection to the Ray cluster is lost: it is joined again, and what ran there is tried again")
         self._queue.extendleft(reversed(self._running.values()))

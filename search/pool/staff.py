@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +39,7 @@ class Back:
         refused: why the worker could not, just then.
         death: how the worker died while it ran this task, if it did so by itself.
         node: where that was.
+        seat: the worker's.
     """
 
     task: Task
@@ -47,6 +48,7 @@ class Back:
     refused: str | None = None
     death: str | None = None
     node: str = ""
+    seat: int = -1
 
 
 class ConnectionLostError(ConnectionError):
@@ -90,9 +92,20 @@ class Staff:
         """How many workers take tasks."""
         return self._ready * self._concurrency
 
-    def hand(self, task: Task) -> int | None:
-        """Give a task to the worker that has least to do; the call's number, None where all have their hands full."""
-        seat = self._free.take(self._usable)
+    def hand(self, task: Task, avoid: Collection[int] = ()) -> int | None:
+        """Give a task to the worker that has least to do; the call's number, None where all have their hands full.
+
+        Args:
+            task: which.
+            avoid: seats whose workers do not get it while any other is ready, be that busy.
+        """
+        passed: list[Seat] = []
+        while (seat := self._free.take(self._usable)) is not None and seat.index in avoid:
+            passed.append(seat)
+        if seat is None and passed and self._ready <= sum(self._seats[i].ready for i in set(avoid)):
+            seat = passed.pop(0)
+        for one in passed:
+            self._free.offer(one)
         if seat is None:
             return None
         order = self._call(seat, seat.actor.run.remote(task), task)
@@ -202,7 +215,7 @@ class Staff:
         except RayTaskError as error:
             if not isinstance(error.cause, RetryableError):
                 raise StudyError(f"a worker failed in a way it should not, please report this: {error}") from error
-            found.append(Back(call.task, call.order, refused=str(error.cause)))
+            found.append(Back(call.task, call.order, refused=str(error.cause), seat=seat.index))
         except ConnectionError as error:
             raise ConnectionLostError(str(error)) from error
         except Exception as error:

@@ -12,10 +12,12 @@ from sqlalchemy import Column, ColumnElement, Connection, Enum, Table, delete, f
 from search.storage import documents, outcomes
 from search.storage.inserting import insert_rows
 from search.storage.rows import (
+    DIRECTIONS,
     INTERMEDIATE_VALUES,
     PARAMS,
     STUDIES,
     STUDY_ATTRS,
+    STUDY_SYSTEM_ATTRS,
     SYSTEM_ATTRS,
     TRIALS,
     USER_ATTRS,
@@ -24,8 +26,6 @@ from search.storage.rows import (
 from spaces.errors import StudyError
 
 MARK: Final = "copying"  # the only user attribute of a study that is not all there yet
-DIRECTIONS: Final[Table] = models.StudyDirectionModel.__table__
-STUDY_SYSTEM_ATTRS: Final[Table] = models.StudySystemAttributeModel.__table__
 HEARTBEATS: Final[Table] = models.TrialHeartbeatModel.__table__
 KINDS: Final[Mapping[str, Table]] = {  # what a trial owns, in the words of a report
     "parameters": PARAMS,

@@ -3,6 +3,7 @@
 import math
 import sqlite3
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 from sqlalchemy import URL, Engine, event
@@ -12,15 +13,20 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from search.address import full_address
 
 # A server that vanished without a word is noticed after a minute, not after the system's hours.
-_PSYCOPG: Final = {
+_PSYCOPG: Final[Mapping[str, Any]] = {
     "connect_timeout": 10,
     "keepalives_idle": 20,
     "keepalives_interval": 10,
     "keepalives_count": 4,
     "tcp_user_timeout": 60_000,  # ms
 }
+# And by the server, which else goes on to hold the locks of a driver that vanished, for hours.
+_POSTGRES_OPTIONS: Final = (
+    "-c idle_in_transaction_session_timeout=60s -c lock_timeout=30s "
+    "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=4"
+)
 _IDLE_S: Final = 1.0
-_PYMYSQL: Final = {"connect_timeout": 10, "read_timeout": 120, "write_timeout": 120}
+_PYMYSQL: Final[Mapping[str, Any]] = {"connect_timeout": 10, "read_timeout": 120, "write_timeout": 120}
 
 
 class WalConnection(sqlite3.Connection):
@@ -45,11 +51,12 @@ def engine_options(address: URL) -> dict[str, Any]:
     """
     if address.get_backend_name() == "sqlite":
         return {"connect_args": {"factory": WalConnection}}
-    ours = {"psycopg": _PSYCOPG, "pymysql": _PYMYSQL}.get(address.get_driver_name(), {})
-    return {
-        "pool_pre_ping": False,  # see `check_idle`
-        "connect_args": {name: value for name, value in ours.items() if name not in address.query},
-    }
+    driver = address.get_driver_name()
+    ours = {"psycopg": _PSYCOPG, "pymysql": _PYMYSQL}.get(driver, {})
+    given = {name: value for name, value in ours.items() if name not in address.query}
+    if driver == "psycopg":  # of an option that is said twice the last counts: the URL's
+        given["options"] = " ".join([_POSTGRES_OPTIONS, *address.normalized_query.get("options", ())])
+    return {"pool_pre_ping": False, "connect_args": given}  # see `check_idle`
 
 
 def check_idle(engine: Engine) -> None:

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
-from sqlalchemy import Column, Connection, Integer, LargeBinary, MetaData, Table, delete, inspect, select
+from sqlalchemy import Column, Connection, Integer, LargeBinary, MetaData, Table, delete, exists, inspect, select
 
 from objectives.racing import Outcomes
 from search.storage.inserting import insert_rows
+from search.storage.rows import ENDED, TRIALS
 
 MOST_LOSS: Final = float(np.finfo(np.float16).max)
 _LONG: Final = LargeBinary(2**31 - 1)  # MySQL's plain BLOB ends at 64 kB
@@ -62,5 +63,6 @@ def read_outcomes(connection: Connection, study_id: int) -> dict[int, dict[int, 
 
 
 def forget_outcomes(connection: Connection, study_id: int) -> None:
-    """Delete all outcomes of a study."""
-    connection.execute(delete(TABLE).where(TABLE.c.study_id == study_id))
+    """Delete all outcomes of a study none of whose trials has ended: a deleted study of the same id left them."""
+    ended = exists().where(TRIALS.c.study_id == study_id, TRIALS.c.state.in_(ENDED))
+    connection.execute(delete(TABLE).where(TABLE.c.study_id == study_id, ~ended))

@@ -1,21 +1,27 @@
 """Optuna's storage with set-based writes and reads."""
 
-import json
+import uuid
 from collections.abc import Callable, Container, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from optuna.exceptions import DuplicatedStudyError
+from optuna.storages._base import DEFAULT_STUDY_NAME_PREFIX
 from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, column, delete, inspect, or_, select, table
+from sqlalchemy import Connection, column, delete, func, insert, inspect, or_, select, table
+from sqlalchemy.exc import IntegrityError
 
 from objectives.racing import Outcomes
 from search.storage import documents, outcomes
 from search.storage.inserting import put_attrs
 from search.storage.patient import PatientStorage
-from search.storage.rows import STUDIES, STUDY_ATTRS, TRIALS, read_trials
+from search.storage.reading import read_study_attrs
+from search.storage.rows import DIRECTIONS, STUDIES, STUDY_ATTRS, STUDY_SYSTEM_ATTRS, TRIALS, read_frozen_trials
 from search.storage.writing import Batch, DistributionTexts, End, Start
 from spaces.errors import StudyError
+
+T = TypeVar("T")
 
 _OURS: Final = (outcomes.TABLE.name, documents.TABLE.name, "slimfront_lease")
 
@@ -88,19 +94,26 @@ class Storage(PatientStorage):
             for end in ends:
                 known.pop(end.number, None)
 
-    def make_outcomes(self, study_id: int, *, anew: bool) -> None:
-        """Makes the table of outcomes where it is missing.
+    def make_outcomes(self, study_id: int, guard: Callable[[Connection], None] = no_guard) -> None:
+        """Makes the table of outcomes where it is missing, empty for a study of which no trial was told.
+
+        Ids of deleted studies are given again, and their outcomes may be there still.
 
         Args:
             study_id: the study's id in the database.
-            anew: forget what is there of this study; ids of deleted studies are given again.
+            guard: as for `write_trials`.
 
         Raises:
-            StudyError: the database failed.
+            StudyError: there is no such study, the guard refuses, or the database failed.
         """
+
+        def forget(connection: Connection) -> None:
+            self.lock_study(connection, study_id)
+            guard(connection)
+            outcomes.forget_outcomes(connection, study_id)
+
         self.make_table(outcomes.TABLE)
-        if anew:
-            self.run("forgetting outcomes", lambda c: outcomes.forget_outcomes(c, study_id), write=True)
+        self.run("forgetting outcomes", forget, write=True)
 
     def load_outcomes(self, study_id: int) -> dict[int, dict[int, Outcomes]]:
         """The outcomes of a study, by trial number and rung; losses as they were rounded when they were stored.
@@ -165,37 +178,85 @@ class Storage(PatientStorage):
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """As Optuna's, tried again while the database does not answer."""
-        return self.run(
-            f"loading the attributes of study {study_id}", lambda c: self._study_attrs(c, study_id), write=False
-        )
+        return self._read_study(study_id, "attributes", lambda c: read_study_attrs(c, study_id))
 
-    def _study_attrs(self, connection: Connection, study_id: int) -> dict[str, Any]:
-        rows = select(STUDY_ATTRS.c.key, STUDY_ATTRS.c.value_json).where(STUDY_ATTRS.c.study_id == study_id)
-        found = {key: json.loads(value) for key, value in connection.execute(rows)}
-        if not found and connection.scalar(select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)) is None:
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        """As Optuna's, tried again while the database does not answer."""
+        rows = select(DIRECTIONS.c.direction).where(DIRECTIONS.c.study_id == study_id).order_by(DIRECTIONS.c.objective)
+        return self._read_study(study_id, "directions", lambda c: list(c.scalars(rows)))
+
+    def get_n_trials(self, study_id: int, state: tuple[TrialState, ...] | TrialState | None = None) -> int:
+        """As Optuna's, which loads them all to count them."""
+        wanted = select(func.count()).select_from(TRIALS).where(TRIALS.c.study_id == study_id)
+        if state is not None:
+            wanted = wanted.where(TRIALS.c.state.in_([state] if isinstance(state, TrialState) else state))
+        return self._read_study(study_id, "number of trials", lambda c: c.execute(wanted).scalar_one())
+
+    def _read_study(self, study_id: int, what: str, read: Callable[[Connection], T]) -> T:
+        study = select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
+
+        def work(connection: Connection) -> T:
+            found = read(connection)
+            if not found and connection.scalar(study) is None:
+                raise KeyError(models.NOT_FOUND_MSG)
+            return found
+
+        return self.run(f"loading the {what} of study {study_id}", work, write=False)
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        """As Optuna's, tried again while the database does not answer."""
+        found = self.run(f"looking for study {study_name!r}", lambda c: _id_of(c, study_name), write=False)
+        if found is None:
             raise KeyError(models.NOT_FOUND_MSG)
         return found
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        """As Optuna's; what is left of a deleted study whose id is given again is forgotten."""
-        study_id = super().create_new_study(directions, study_name)
-        self._forget(study_id)
+        """As Optuna's; what is left of a deleted study whose id is given again is forgotten with it."""
+        name = f"{DEFAULT_STUDY_NAME_PREFIX}{uuid.uuid4()}" if study_name is None else study_name
+
+        def make(connection: Connection) -> int:
+            if (found := _id_of(connection, name)) is not None:
+                if study_name is None:  # made by the last attempt, whose answer was lost
+                    return found
+                raise DuplicatedStudyError
+            try:
+                connection.execute(insert(STUDIES), {"study_name": name})
+            except IntegrityError as error:
+                raise DuplicatedStudyError from error
+            made = connection.execute(select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)).scalar_one()
+            rows = [{"direction": one, "study_id": made, "objective": i} for i, one in enumerate(directions)]
+            if rows:
+                connection.execute(insert(DIRECTIONS), rows)
+            _forget(connection, made)
+            return int(made)
+
+        study_id = self.run(f"making study {name!r}", make, write=True)
+        self._running.pop(study_id, None)
         return study_id
+
+    def name_objectives(self, study_id: int, names: Sequence[str]) -> None:
+        """Names the objectives that have no names, as Optuna's `Study.set_metric_names`; several may do it at once.
+
+        Raises:
+            StudyError: there is no such study, or the database failed.
+        """
+        attrs, key = STUDY_SYSTEM_ATTRS, "study:metric_names"
+        held = select(attrs.c.key).where(attrs.c.study_id == study_id, attrs.c.key == key)
+
+        def put(connection: Connection) -> None:
+            self.lock_study(connection, study_id)
+            if connection.scalar(held) is None:
+                put_attrs(connection, attrs, "study_id", {study_id: {key: list(names)}})
+
+        self.run("naming the objectives", put, write=True)
 
     def delete_study(self, study_id: int) -> None:
         """As Optuna's; what we keep of the study beside Optuna's tables goes with it."""
-        super().delete_study(study_id)
-        self._forget(study_id)
-
-    def _forget(self, study_id: int) -> None:
-        def forget(connection: Connection) -> None:
-            look = inspect(connection)
-            for name in _OURS:
-                if look.has_table(name):
-                    connection.execute(delete(table(name, column("study_id"))).where(column("study_id") == study_id))
-
+        # First, for once the study is deleted its id may be another's.
+        doing = f"forgetting what was kept of study {study_id}"
+        self.run(doing, lambda connection: _forget(connection, study_id), write=True)
         self._running.pop(study_id, None)
-        self.run(f"forgetting what was kept of study {study_id}", forget, write=True)
+        super().delete_study(study_id)
 
     def load_trials(self, study_id: int) -> list[FrozenTrial]:
         """All trials by number, as `get_all_trials` gives them, in a fixed number of statements.
@@ -222,12 +283,17 @@ class Storage(PatientStorage):
         if trial_id_greater_than > -1:
             older = [trial_id for trial_id in included_trial_ids if trial_id <= trial_id_greater_than]
             wanted &= or_(TRIALS.c.trial_id > trial_id_greater_than, TRIALS.c.trial_id.in_(older))
-        study = select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
+        return self._read_study(study_id, "trials", lambda connection: read_frozen_trials(connection, wanted))
 
-        def read(connection: Connection) -> list[FrozenTrial]:
-            trials = read_trials(connection, wanted)
-            if not trials and connection.scalar(study) is None:
-                raise KeyError(models.NOT_FOUND_MSG)
-            return trials
 
-        return self.run(f"loading the trials of study {study_id}", read, write=False)
+def _id_of(connection: Connection, name: str) -> int | None:
+    """The id of the study of this name."""
+    return connection.scalar(select(STUDIES.c.study_id).where(STUDIES.c.study_name == name))
+
+
+def _forget(connection: Connection, study_id: int) -> None:
+    """Delete the rows of a study in our own tables."""
+    look = inspect(connection)
+    for name in _OURS:
+        if look.has_table(name):
+            connection.execute(delete(table(name, column("study_id"))).where(column("study_id") == study_id))

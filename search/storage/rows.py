@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages._rdb import models
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import ColumnElement, Connection, Table, select
 
 STUDIES: Final[Table] = models.StudyModel.__table__
@@ -16,11 +16,14 @@ TRIALS: Final[Table] = models.TrialModel.__table__
 PARAMS: Final[Table] = models.TrialParamModel.__table__
 VALUES: Final[Table] = models.TrialValueModel.__table__
 USER_ATTRS: Final[Table] = models.TrialUserAttributeModel.__table__
+STUDY_SYSTEM_ATTRS: Final[Table] = models.StudySystemAttributeModel.__table__
+DIRECTIONS: Final[Table] = models.StudyDirectionModel.__table__
 SYSTEM_ATTRS: Final[Table] = models.TrialSystemAttributeModel.__table__
 INTERMEDIATE_VALUES: Final[Table] = models.TrialIntermediateValueModel.__table__
+ENDED: Final = tuple(state for state in TrialState if state.is_finished())
 
 
-def read_trials(connection: Connection, wanted: ColumnElement[bool]) -> list[FrozenTrial]:
+def read_frozen_trials(connection: Connection, wanted: ColumnElement[bool]) -> list[FrozenTrial]:
     """The wanted trials by id; they share the objects of equal distributions."""
     trials = {
         trial_id: FrozenTrial(

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import ColumnElement, Connection, func, or_, select, true, update
 
 from search.storage.rdb import Storage
-from search.storage.rows import STUDIES, TRIALS, read_trials
+from search.storage.rows import STUDIES, TRIALS, read_frozen_trials
 
 _ATTRS = (models.StudyUserAttributeModel.__table__, models.StudySystemAttributeModel.__table__)
 _DIRECTIONS = models.StudyDirectionModel.__table__
@@ -123,7 +123,7 @@ class WatchingStorage(BaseStorage):
 
     def _read(self, connection: Connection, wanted: ColumnElement[bool]) -> list[FrozenTrial]:
         """Trials by id, whose distributions are the same objects as those of trials that were read before."""
-        read = read_trials(connection, wanted)
+        read = read_frozen_trials(connection, wanted)
         known: dict[int, BaseDistribution] = {}
         for trial in read:
             for name, distribution in trial.distributions.items():

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ import ray
 from ray.tune import CheckpointConfig, RunConfig, TuneConfig, Tuner
 
 from search.config import Config
-from search.loop import Launch, LaunchResult, launch
+from search.launched import Launch
+from search.loop import LaunchResult, launch
 from search.pool.connecting import joined_address
 from search.pool.room import check_local
 from search.pool.workers import requested, setup
@@ -94,12 +96,21 @@ def launch_in_tune(config: Config, fit: Callable[[TuneSearch], Any], *, takeover
 
 
 def run(launched: Launch) -> None:
-    """Have Tune run the trials, quietly, until the budget is used, the time is up, or somebody wants it to end."""
-    drive(launched, _fit)
+    """Have Tune run the trials, quietly, until the budget is used, the time is up, or somebody wants it to end.
+
+    Its files, a folder for each trial, are nobody's but ours, and gone at the end.
+    """
+    with tempfile.TemporaryDirectory(prefix="slimfront-tune-", ignore_cleanup_errors=True) as folder:
+        drive(launched, _fit, Path(folder))
 
 
-def drive(launched: Launch, fit: Callable[[TuneSearch], Any]) -> None:
+def drive(launched: Launch, fit: Callable[[TuneSearch], Any], folder: Path | None = None) -> None:
     """Have a Tuner run the trials.
+
+    Args:
+        launched: the search.
+        fit: has the Tuner fitted.
+        folder: where Tune keeps its files, unless `fit` says so; None for `tune` below the cache folder.
 
     Raises:
         ConfigError: Ray is reached by its client, where a Tuner would run elsewhere.
@@ -115,8 +126,8 @@ def drive(launched: Launch, fit: Callable[[TuneSearch], Any]) -> None:
     made = setup(config, prepared.loaded, prepared.evaluation, prepared.teacher)
     name, desk = open_desk(made)
     searcher = StudySearcher(launched, desk)
-    folder = prepared.evaluation.cache / "tune"
-    search = TuneSearch(searcher, trainable(name, asked), config.workers, folder, config.study)
+    kept = folder or prepared.evaluation.cache / "tune"
+    search = TuneSearch(searcher, trainable(name, asked), config.workers, kept, config.study)
     try:
         with _as_ours():
             fit(search)

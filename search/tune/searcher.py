@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import cloudpickle
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from search.arrivals import Arrivals
-from search.loop import Launch
+from search.launched import Launch
 from search.pool.losses import last_line, loss_of, starts_with_an_error
 from search.pool.pool import DEATHS
 from search.pool.room import alive_nodes
 from search.pool.staff import STARTS
-from search.tasks import RETRIES, Result, ScoreTask
+from search.tasks import RETRIES, Result, ScoreTask, in_vain
+from search.tune.losses import written_error
 from search.tune.scoring import Answer
 from spaces.errors import StudyError
 
@@ -164,8 +164,7 @@ class StudySearcher(_OfThisProcess, Searcher):
             self._give(answer.result)
         elif answer.refused:
             tries = self._refusals[task.number] = self._refusals.get(task.number, 0) + 1
-            words = f"failed {RETRIES + 1} times, the last time: {answer.refused}"
-            self._again(task, words if tries > RETRIES else None)
+            self._again(task, in_vain(answer.refused) if tries > RETRIES else None)
         elif error is None:  # somebody's scheduler or stopper ended it
             self._again(task, None)
         else:
@@ -209,13 +208,13 @@ class StudySearcher(_OfThisProcess, Searcher):
 
     def _look_for_an_end(self) -> None:
         launch = self._launch
+        if launch.stopped:  # perhaps only after the time was up
+            self._end = min(self._end, time.monotonic() + launch.grace)
         if self._ending or not (launch.stopped or launch.deadline.passed):
             return
         self._ending = True
-        why, seconds = ("stopping", launch.grace) if launch.stopped else ("the time is up", float("inf"))
-        self._end = time.monotonic() + seconds
         left: int = ray.get(self._desk.close.remote())
-        limit = "" if seconds == float("inf") else f", for up to {seconds:.0f} s"
+        why, limit = ("stopping", f", for up to {launch.grace:.0f} s") if launch.stopped else ("the time is up", "")
         launch.progress.say(f"{why}: {left} running candidates are finished first{limit}" if left else why)
 
 
@@ -269,9 +268,12 @@ class Losses(_OfThisProcess, Callback):
         self._searcher = searcher
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Hand on what Ray said when a worker was lost."""
-        file = trial.pickled_error_file  # which Tune has just written, and itself reads in `get_pickled_error`, later
-        if file is not None and Path(file).is_file():
-            self._searcher.on_trial_failed(trial.trial_id, cloudpickle.loads(Path(file).read_bytes()))
-        else:
-            self._searcher.on_trial_failed(trial.trial_id, RayActorError())
+        """Hand on what Ray said when a worker was lost.
+
+        Tune writes that down as text, and pickled, too: what lies in a folder is read, and never run.
+        """
+        try:
+            said = Path(trial.error_file or "").read_text(errors="replace")
+        except OSError:
+            said = ""
+        self._searcher.on_trial_failed(trial.trial_id, written_error(said))

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from search.dashboard import Dashboard, is_loopback
+from search.dashboard import Dashboard
 from search.front import Front, front
 from search.loop import launch
 from spaces.errors import ConfigError, StudyError
@@ -177,8 +177,3 @@ class TestRefusals:
     def test_a_store_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(StudyError, match="slimfront launch"):
             Dashboard(url_of(tmp_path), port=0)
-
-
-def test_what_is_private() -> None:
-    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost")] == [True] * 3
-    assert not any(is_loopback(host) for host in ("0.0.0.0", "192.168.1.5", "example.org", "::", ""))
