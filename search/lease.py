@@ -31,6 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import ColumnElement
 
+from search.progress import say
 from search.storage import Storage
 from spaces.errors import StudyError
 
@@ -106,7 +107,7 @@ class Lease:
         told = False
         while (refused := self._try()) is not None:
             if not told:
-                _LOG.warning("waiting for %s (pid %d), which searches this study", refused.host, refused.pid)
+                say(f"waiting for {refused.host} (pid {refused.pid}), which searches this study")
                 told = True
             time.sleep(min(1.0, self._seconds / 4))
         self._renewing.start()

@@ -18,7 +18,7 @@ from search.driver import SAMPLER_PREFIX, Driver
 from search.front import Front, read_front
 from search.goals import Deadline, Focus, check_goals
 from search.launched import Engine, Launch
-from search.lease import Lease, refuse_held
+from search.lease import Lease, holder, refuse_held
 from search.pareto import Box, reference_box
 from search.pool import start_ray, stop_ray
 from search.progress import SearchProgress, say
@@ -157,6 +157,8 @@ def _finished(config: Config, checked: Checked, url: str, *, takeover: bool) -> 
         except KeyError:
             return None
         refuse_held(storage, study_id, takeover=takeover)
+        if holder(storage, study_id) is not None:  # who was killed at the very end: its lease is to be given back
+            return None
         stored = storage.get_study_user_attrs(study_id)
         check_unchanged(stored, config, checked)
         if "fingerprint" not in stored:

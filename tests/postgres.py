@@ -1,6 +1,8 @@
 """Real PostgreSQL servers for the tests that need one, removed when the tests end."""
 
 import atexit
+import contextlib
+import os
 import signal
 import tempfile
 import uuid
@@ -86,7 +88,8 @@ class PostgresServer:
     def _signal(self, number: int, *, also_children: bool = False) -> None:
         process = self._server._postmaster_info.process
         for one in [process, *(process.children() if also_children else [])]:
-            one.send_signal(number)
+            with contextlib.suppress(ProcessLookupError):  # some of them come and go
+                os.kill(one.pid, number)
 
 
 @cache

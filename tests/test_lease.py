@@ -161,7 +161,7 @@ def test_a_process_that_got_a_dead_holders_id_is_not_the_holder(
 
 
 def test_another_machines_lease_is_respected_until_it_expires(
-    storage: Storage, study_id: int, other: "subprocess.Popen[str]", caplog: pytest.LogCaptureFixture
+    storage: Storage, study_id: int, other: "subprocess.Popen[str]", capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(storage, "machine = 'elsewhere', host = 'far.example'")
     expected = rf"process {other.pid} on far\.example.*`--takeover` waits for it"
@@ -174,7 +174,7 @@ def test_another_machines_lease_is_respected_until_it_expires(
         check(storage, lease)
 
     assert 0.2 < waited_s < 5
-    assert f"waiting for far.example (pid {other.pid})" in caplog.text
+    assert f"waiting for far.example (pid {other.pid})" in capsys.readouterr().err
 
 
 def test_an_expired_lease_of_another_machine_needs_no_takeover(

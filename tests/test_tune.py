@@ -62,6 +62,7 @@ class TestStudy:
         assert out == ""
         assert not re.search(r"tune|warn|trial\w*_", err.lower().replace(str(tmp_path).lower(), ""))
 
+    @slow
     def test_its_files_are_private_and_gone_at_the_end(
         self, local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -80,6 +81,7 @@ class TestStudy:
         assert not folder.exists()
         assert not list(tmp_path.rglob("tune*"))
 
+    @slow
     def test_loggers_see_candidates_and_scores(self, local_ray: None, tmp_path: Path) -> None:
         launch_in_tune(in_tune(tmp_path, 12), fitted)
         rows, lines = rows_of(tmp_path), reported(tmp_path)
@@ -126,6 +128,7 @@ class TestStudy:
 
 
 class TestFailures:
+    @slow
     def test_a_candidate_that_raises_fails_and_the_search_goes_on(self, local_ray: None, tmp_path: Path) -> None:
         for name in ("here", "tune"):
             (tmp_path / name).mkdir()
@@ -236,6 +239,7 @@ class Counted(Callback):
 class TestTuner:
     """People who live in Tune."""
 
+    @slow
     def test_a_scheduler_and_a_logger_of_theirs(self, local_ray: None, tmp_path: Path, undisturbed: Path) -> None:
         counted, fitted = Counted(), []
 
