@@ -8,8 +8,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from search.address import full_address, sqlite_file
 from search.dashboard_guard import is_loopback
-from search.front import pick_study
 from search.storage import Storage, open_storage
+from search.stored import pick_study
 from spaces.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -220,9 +220,9 @@ def logs(
 def _look(study: str | None, storage: str | None) -> "tuple[str, Holder | None, str | None, StudyError | None]":
     """A study's name, who searches it, the cluster of its config, and why it is not in the store if it is not."""
     from search.config import storage_url
-    from search.front import pick_study
     from search.lease import holder
     from search.storage import open_storage
+    from search.stored import pick_study
 
     try:
         with closing(open_storage(storage_url(storage), create=False)) as store:
@@ -252,9 +252,9 @@ def stop(study: StudyName = None, jobs: JobsUrl = None, storage: StorageUrl = No
     What runs gets the study's grace time to finish; nothing told is lost, and the same launch goes on where it was.
     """
     from search.config import storage_url
-    from search.front import pick_study
     from search.lease import ask_to_stop
     from search.storage import open_storage
+    from search.stored import pick_study
 
     name, held, configured, error = _look(study, storage)
     if held is None or not held.alive:

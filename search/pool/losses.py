@@ -10,7 +10,6 @@ from ray.exceptions import (
     OutOfDiskError,
     OutOfMemoryError,
     RayActorError,
-    RayError,
     WorkerCrashedError,
 )
 
@@ -56,11 +55,6 @@ def loss_of(error: Exception) -> Loss | None:
 def starts_with_an_error(error: Exception) -> bool:
     """Whether the worker's own code raised as it started, as opposed to a lost process."""
     return isinstance(error, RayActorError) and error.actor_init_failed
-
-
-def is_loss(error: Exception) -> bool:
-    """Whether Ray lost something, and not we."""
-    return isinstance(error, RayError)
 
 
 def last_line(error: Exception) -> str:
