@@ -4,8 +4,11 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,15 @@ def same_study(one: Path, other: Path) -> bool:
     """All that is stored, except the settings that may differ between launches."""
     attrs = [{k: v for k, v in attrs_of(folder).items() if k not in ("cache", "config")} for folder in (one, other)]
     return attrs[0] == attrs[1] and rows_of(one) == rows_of(other) and outcomes_of(one) == outcomes_of(other)
+
+
+def finished_in(folder: Path) -> int:
+    """How many trials are told, 0 where the store is not there yet."""
+    try:
+        with closing(sqlite3.connect(f"file:{folder / 'tiny.db'}?mode=ro", uri=True)) as file:
+            return int(file.execute("select count(*) from trials where state != 'RUNNING'").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
 
 
 def fitted(search: TuneSearch) -> None:
@@ -317,14 +329,10 @@ class TestEnd:
         with subprocess.Popen(
             command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
-            assert process.stdout is not None
-            said = ""
-            for line in process.stdout:
-                said += line
-                if re.match(r"[1-9]\d*/24", line):
-                    process.send_signal(signal.SIGINT)
-                    break
-            said += process.stdout.read()
+            while finished_in(tmp_path) < 2 and process.poll() is None:
+                time.sleep(0.001)
+            process.send_signal(signal.SIGINT)
+            said = process.communicate()[0]
         assert process.returncode == 130, said
         assert "stopping" in said
         assert "Traceback" not in said
