@@ -1,8 +1,12 @@
-"""CPU and wall time of what the dashboard's page asks for: Optuna Dashboard given a URL, and ours."""
+"""What the dashboard's page asks for, and how long it takes to be drawn: Optuna Dashboard given a URL, and ours."""
 
 import contextlib
 import json
+import os
 import random
+import shutil
+import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,10 +22,12 @@ from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
-from search.dashboard_app import dashboard_app
+from search.dashboard_app import DashboardApp
 from search.storage import End, Start, Storage, open_storage
 
 TRIALS, PARAMETERS, POLLS = 2_000, 100, 3
+DRAWINGS = {"ours": 5, "given the URL": 1}  # which takes half a minute a page
+QUIET = ["--no-sandbox", "--disable-quic", "--disable-background-networking"]
 RUNNING = 12  # a window of 8 workers
 WRITES_PER_S = 5.0
 DRAWN: dict[str, BaseDistribution] = {
@@ -124,6 +130,95 @@ def measure(app: Any, study_id: int, fixed: int) -> dict[str, dict[str, float]]:
     return found
 
 
+def browser() -> str | None:
+    """What draws a page, None where something is missing, which is said."""
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        print("first page drawn: skipped, no playwright: pip install playwright")
+        return None
+    if (chromium := shutil.which("chromium")) is None:
+        print("first page drawn: skipped, no chromium on the path: apt-get install chromium")
+    return chromium
+
+
+def draw(page: Any, address: str) -> float:
+    """Opens a study's page; seconds until each of its trials is a point in the first graph."""
+    since = time.perf_counter()
+    page.goto(address, wait_until="commit")
+    graph = page.locator(".MuiCard-root").filter(has_text="Pareto Front").first
+    graph.locator(".point").nth(TRIALS - 1).wait_for(timeout=300_000, state="attached")
+    return time.perf_counter() - since
+
+
+@contextlib.contextmanager
+def served(command: list[str], port: int) -> Iterator[int]:
+    """A dashboard in a process of its own, whose id this is, from when it can be asked."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # our own
+    try:
+        while process.poll() is None:
+            with socket.socket() as asking:
+                if asking.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.01)
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def drawings(url: str, study_id: int, chromium: str, *, both: bool) -> dict[str, dict[str, dict[str, float]]]:
+    """The page in a browser that is opened as soon as the dashboard answers, and in another one after that; medians."""
+    from playwright.sync_api import sync_playwright
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    theirs = f"from optuna_dashboard import run_server; run_server({url!r}, '127.0.0.1', {port})"
+    commands = {
+        "ours": [sys.executable, "-m", "search.cli", "dashboard", "--port", str(port), "--storage", url],
+        "given the URL": [sys.executable, "-c", theirs],
+    }
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    with sync_playwright() as playwright:
+        for name, command in list(commands.items())[: 1 + both]:
+            runs: dict[str, list[tuple[float, float]]] = {"first page drawn": [], "next page drawn": []}
+            for _ in range(DRAWINGS[name]):
+                with served(command, port) as pid:
+                    for run in runs.values():
+                        opened = playwright.chromium.launch(executable_path=chromium, args=QUIET)
+                        page, before = opened.new_page(), cpu_s(pid)
+                        wall = draw(page, f"http://127.0.0.1:{port}/dashboard/studies/{study_id}")
+                        run.append((wall, cpu_s(pid) - before))
+                        opened.close()
+            found[name] = {
+                when: {
+                    "wall_s": statistics.median(wall for wall, _ in run),
+                    "server_cpu_s": statistics.median(cpu for _, cpu in run),
+                }
+                for when, run in runs.items()
+            }
+    return found
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has used, with Linux alone."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def show_drawings(found: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Print a table of drawn pages by way."""
+    table = Table(title=f"in Chromium, while a search writes, load {os.getloadavg()[0]:.1f}: s (of CPU of the server)")
+    table.add_column("page")
+    for name in found:
+        table.add_column(name, justify="right")
+    for when in next(iter(found.values())):
+        cells = [one[when] for one in found.values()]
+        table.add_row(when, *(f"{one['wall_s']:.1f} ({one['server_cpu_s']:.1f})" for one in cells))
+    Console(width=100).print(table)
+
+
 def show(when: str, found: dict[str, dict[str, dict[str, float]]]) -> None:
     """Print a table of requests by way."""
     table = Table(title=f"{TRIALS} trials x {PARAMETERS} parameters, SQLite, {when}: CPU / wall ms (MB)")
@@ -137,6 +232,20 @@ def show(when: str, found: dict[str, dict[str, dict[str, float]]]) -> None:
     Console(width=100).print(table)
 
 
+def main_drawn() -> None:
+    """Measure and print how long our page takes to be drawn, no more."""
+    if (chromium := browser()) is None:
+        return
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/large.db"
+        storage = open_storage(url, create=True)
+        study_id = fill(storage, TRIALS)
+        storage.close()
+        with writing(url):
+            show_drawings(drawings(url, study_id, chromium, both=False))
+
+
 def main() -> None:
     """Measure, print, and write benchmarks/results/dashboard.json."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -146,7 +255,7 @@ def main() -> None:
         storage = open_storage(url, create=True)
         study_id = fill(storage, TRIALS)
         apps: dict[str, Callable[[], Any]] = {
-            "ours": lambda: dashboard_app(storage),
+            "ours": lambda: DashboardApp(storage),
             "given the URL": lambda: optuna_dashboard.wsgi(url),
         }
         found["at rest"] = {name: measure(made(), study_id, TRIALS) for name, made in apps.items()}
@@ -156,13 +265,19 @@ def main() -> None:
             found["while a search writes"] = {name: measure(made(), study_id, fixed) for name, made in apps.items()}
         show("while a search writes", found["while a search writes"])
         storage.close()
+        if (chromium := browser()) is not None:
+            with writing(url):
+                found["in a browser"] = drawings(url, study_id, chromium, both=True)
+            show_drawings(found["in a browser"])
     target = Path(__file__).parent / "results" / "dashboard.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:] == ["--drawn"]:
+        main_drawn()
+    elif len(sys.argv) > 1:
         write(sys.argv[1])
     else:
         main()

@@ -51,19 +51,23 @@ class Dashboard:
     """
 
     def __init__(self, url: str, *, host: str = HOST, port: int = PORT, study: str | None = None) -> None:
-        from search.dashboard_app import dashboard_app
+        from search.dashboard_app import DashboardApp
 
         on_server = sqlite_file(full_address(url)) is None  # which may be there before the first study
         self._storage = open_storage(url, create=on_server)
-        path = _page(self._storage, study)
+        self._study_id = _first(self._storage, study)
         self.is_private = is_loopback(host)
-        self._server = _bound(host, port, dashboard_app(self._storage, private=self.is_private))
+        self._app = DashboardApp(self._storage, private=self.is_private)
+        self._server = _bound(host, port, self._app)
+        path = "" if self._study_id is None else f"/studies/{self._study_id}"
         bound = int(self._server.server_address[1])
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{bound}/dashboard{path}"
 
     def serve(self) -> None:
         """Answer requests until `stop` is called or Ctrl-C is pressed."""
         try:
+            if self._study_id is not None:
+                self._app.prepare(self._study_id)
             self._server.serve_forever()
         except KeyboardInterrupt:
             pass
@@ -76,11 +80,12 @@ class Dashboard:
         self._server.shutdown()
 
 
-def _page(storage: Storage, study: str | None) -> str:
+def _first(storage: Storage, study: str | None) -> int | None:
+    """The study whose page is shown first, None for the list of all."""
     ids = [one._study_id for one in storage.get_all_studies()]
     if study is None and (ids or sqlite_file(full_address(storage.url)) is None):
-        return f"/studies/{ids[0]}" if len(ids) == 1 else ""
-    return f"/studies/{pick_study(storage, study).id}"
+        return ids[0] if len(ids) == 1 else None
+    return pick_study(storage, study).id
 
 
 def _bound(host: str, port: int, app: "WSGIApplication") -> WSGIServer:

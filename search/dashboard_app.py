@@ -1,12 +1,14 @@
 """Optuna Dashboard as a WSGI application, with the requests that the open page repeats answered by us."""
 
 import json
+import logging
 import re
-import zlib
+import threading
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, cast
 from urllib.parse import parse_qs
+from wsgiref.util import FileWrapper
 
 import optuna_dashboard
 from optuna_dashboard._serializer import serialize_frozen_study
@@ -15,19 +17,23 @@ from search.dashboard_guard import Answer, reason, refusal
 from search.lease import holder
 from search.storage import Storage
 from search.storage.study_page import StudyPage
+from search.storage.study_text import gzipped
 from search.storage.watching import WatchingStorage
 from spaces.errors import StudyError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+_LOG = logging.getLogger(__name__)
+
 _OURS: Final = re.compile(r"/api/studies/(\d+)(/param_importances|/rename|)/*")
-_PIECE: Final = 1 << 20  # characters
+_PAGE: Final = re.compile(r"/dashboard/studies/(\d+)(/.*)?")
 _LONGEST_BODY: Final = 1 << 20
+_BLOCK: Final = 1 << 20  # bytes of a file
 
 
-def dashboard_app(storage: Storage, artifact_store: Any = None, *, private: bool = False) -> "WSGIApplication":
-    """The dashboard on a study database.
+class DashboardApp:
+    """The dashboard on a study database, a WSGI application.
 
     Its study page asks for the same things again and again: those we answer from memory. All else is its own. What
     pages of other sites ask for in somebody's browser is refused where it would change something.
@@ -37,28 +43,48 @@ def dashboard_app(storage: Storage, artifact_store: Any = None, *, private: bool
         artifact_store: Optuna's, where files are that were attached to trials; None where there are none to show.
         private: whether it is served to this machine alone, so that it has no other name than this machine's own.
     """
-    watching = WatchingStorage(storage)
-    theirs: WSGIApplication = optuna_dashboard.wsgi(watching, artifact_store)
-    ours = _Ours(storage, watching)
 
-    def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def __init__(self, storage: Storage, artifact_store: Any = None, *, private: bool = False) -> None:
+        watching = WatchingStorage(storage)
+        self._theirs: WSGIApplication = optuna_dashboard.wsgi(watching, artifact_store)
+        self._ours = _Ours(storage, watching)
+        self._private = private
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Answers a request."""
+        packed = "gzip" in environ.get("HTTP_ACCEPT_ENCODING", "")
         try:
-            answer = refusal(environ, private=private) or ours.answer(environ)
+            answer = refusal(environ, private=self._private) or self._ours.answer(environ, packed=packed)
         except StudyError as error:
             answer = reason(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
         if answer is None:
-            return theirs(environ, start_response)
-        status, pieces = answer
+            if page := _PAGE.fullmatch(environ.get("PATH_INFO", "")):
+                self.prepare(int(page[1]))  # while the browser gets the page's program
+            environ["wsgi.file_wrapper"] = _wrapped  # that program in one piece, not in 240, each after other threads
+            return self._theirs(environ, start_response)
+        status, said = answer
         headers = [("Content-Type", "application/json")]
-        if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
+        if packed:
             headers.append(("Content-Encoding", "gzip"))
-            body = _gzipped(pieces)
+            body = said if isinstance(said, bytes) else gzipped(said)
         else:
-            body = "".join(pieces).encode()
+            body = "".join(cast(Iterator[str], said)).encode()
         start_response(f"{status.value} {status.phrase}", [*headers, ("Content-Length", str(len(body)))])
         return [body]
 
-    return app
+    def prepare(self, study_id: int) -> threading.Thread:
+        """Begin to work out what the page of this study will ask for first; there need not be such a study.
+
+        Returns:
+            What does it.
+        """
+        thread = threading.Thread(target=self._ours.prepare, args=(study_id,), name="slimfront-page", daemon=True)
+        thread.start()
+        return thread
+
+
+def _wrapped(file: IO[bytes], block: int = _BLOCK) -> FileWrapper:
+    return FileWrapper(file, max(block, _BLOCK))
 
 
 class _Ours:
@@ -68,8 +94,18 @@ class _Ours:
         self._storage, self._watching = storage, watching
         self._page = StudyPage(watching)
 
-    def answer(self, environ: "WSGIEnvironment") -> Answer | None:
-        """Status and JSON; None for what the dashboard answers, which is also whatever is wrong with a request."""
+    def prepare(self, study_id: int) -> None:
+        """Work out ahead what the study's page will ask for."""
+        try:
+            self._page.prepare(study_id)
+        except StudyError as error:  # the page meets it too, and shows it
+            _LOG.info("%s", error)
+
+    def answer(self, environ: "WSGIEnvironment", *, packed: bool) -> Answer | None:
+        """Status and JSON; None for what the dashboard answers, which is also whatever is wrong with a request.
+
+        With `packed`, JSON of a large study comes gzipped.
+        """
         asked = _OURS.fullmatch(environ.get("PATH_INFO", ""))
         if asked is None:
             return None
@@ -77,23 +113,35 @@ class _Ours:
         match environ["REQUEST_METHOD"], what:
             case "GET", "":
                 after = parse_qs(environ.get("QUERY_STRING", "")).get("after", ["0"])[-1]
-                detail = self._page.detail(study_id, int(after)) if after.isdecimal() else None
-                return None if detail is None else (HTTPStatus.OK, detail)
+                return self._detail(study_id, int(after), packed=packed) if after.isdecimal() else None
             case "GET", "/param_importances":
                 found = self._page.importances(study_id)
                 return None if found is None else (HTTPStatus.OK, iter([json.dumps({"param_importances": found})]))
             case "POST", "/rename":
                 return self._rename(study_id, _name(environ))
+            case "DELETE", "":
+                return self._held(study_id, "deleted")
         return None
+
+    def _detail(self, study_id: int, after: int, *, packed: bool) -> Answer | None:
+        whole = packed and after == 0
+        found = self._page.packed(study_id) if whole else self._page.detail(study_id, after)
+        return None if found is None else (HTTPStatus.OK, found)
+
+    def _held(self, study_id: int, done: str) -> Answer | None:
+        """The refusal to do this to a study that a live process searches, None if nobody does."""
+        by = holder(self._storage, study_id)
+        if by is None or not by.alive:
+            return None
+        words = f"study {study_id} is being searched by process {by.pid} on {by.host}: a study is {done} at rest, "
+        return reason(HTTPStatus.CONFLICT, words + "so wait for the search, or end it with `slimfront stop`")
 
     def _rename(self, study_id: int, name: str | None) -> Answer:
         """Rename it, where the dashboard copies it and deletes the old one, and all that only we store of it."""
         if not name:
             return reason(HTTPStatus.BAD_REQUEST, "You need to set study_name")
-        by = holder(self._storage, study_id)
-        if by is not None and by.alive:  # it looks its study up by name
-            words = f"study {study_id} is being searched by process {by.pid} on {by.host}: a study is renamed at rest, "
-            return reason(HTTPStatus.CONFLICT, words + "so wait for the search, or end it with `slimfront stop`")
+        if held := self._held(study_id, "renamed"):  # a search looks its study up by name
+            return held
         try:
             if not self._watching.rename(study_id, name):
                 return reason(HTTPStatus.BAD_REQUEST, "Study name already exists.")
@@ -114,17 +162,3 @@ def _name(environ: "WSGIEnvironment") -> str | None:
         return None
     name = asked.get("study_name") if isinstance(asked, dict) else None
     return name if isinstance(name, str) else None
-
-
-def _gzipped(pieces: Iterator[str]) -> bytes:
-    """Of 49 MB that a study of 2,000 trials x 100 parameters is, this leaves 2, and never has all of them at once."""
-    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
-    packed, waiting, length = [], list[str](), 0
-    for piece in pieces:
-        waiting.append(piece)
-        length += len(piece)
-        if length >= _PIECE:
-            packed.append(packer.compress("".join(waiting).encode()))
-            waiting, length = [], 0
-    packed += [packer.compress("".join(waiting).encode()), packer.flush()]
-    return b"".join(packed)

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-Answer: TypeAlias = tuple[HTTPStatus, Iterator[str]]
-"""Status, and pieces of JSON."""
+Answer: TypeAlias = tuple[HTTPStatus, Iterator[str] | bytes]
+"""Status, and pieces of JSON, or all of it gzipped, for who can unpack it."""
 
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 

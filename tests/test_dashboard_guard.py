@@ -12,7 +12,7 @@ import optuna
 import pytest
 
 from search.dashboard import Dashboard
-from search.dashboard_app import dashboard_app
+from search.dashboard_app import DashboardApp
 from search.dashboard_guard import is_loopback
 from search.storage import Storage, open_storage
 from tests.wsgi import Answer, ask
@@ -40,22 +40,22 @@ class TestBodies:
     @pytest.mark.parametrize("path", PATHS)
     def test_what_needs_no_leave_of_ours_is_refused(self, storage: Storage, path: str, kind: str | None) -> None:
         optuna.create_study(storage=storage, study_name="ours")
-        answer = send(dashboard_app(storage), path, NAME, kind)
+        answer = send(DashboardApp(storage), path, NAME, kind)
         assert answer.status == 415
         assert answer.json() == {"reason": "the body of a request must be application/json"}
         assert [study.study_name for study in storage.get_all_studies()] == ["ours"]
 
     @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH"])
     def test_other_methods_are_no_exception(self, storage: Storage, method: str) -> None:
-        assert send(dashboard_app(storage), "/api/studies/1", b"{}", "text/plain", method=method).status == 415
+        assert send(DashboardApp(storage), "/api/studies/1", b"{}", "text/plain", method=method).status == 415
 
     def test_a_body_of_no_known_length_is_one(self, storage: Storage) -> None:
-        answer = send(dashboard_app(storage), "/api/studies", b"", "text/plain", HTTP_TRANSFER_ENCODING="chunked")
+        answer = send(DashboardApp(storage), "/api/studies", b"", "text/plain", HTTP_TRANSFER_ENCODING="chunked")
         assert answer.status == 415
 
     def test_the_dashboards_own_page_works(self, storage: Storage) -> None:
         """All that it sends: JSON, and some requests without a body."""
-        app = dashboard_app(storage)
+        app = DashboardApp(storage)
         assert send(app, "/api/studies", NAME, "application/json; charset=utf-8").status == 201
         assert send(app, "/api/studies/1/rename", b'{"study_name": "mine"}').status == 201
         assert send(app, "/api/studies/1/note", b'{"body": "a note", "version": 1}', method="PUT").status == 204
@@ -69,7 +69,7 @@ class TestBodies:
         storage.set_study_system_attr(
             optuna.create_study(storage=storage)._study_id, "preference:is_preferential", True
         )
-        app, host = dashboard_app(storage), "127.0.0.1:8080"
+        app, host = DashboardApp(storage), "127.0.0.1:8080"
 
         def status(**said: str) -> int:
             return send(app, "/api/studies/1/0/skip", b"", None, HTTP_HOST=host, **said).status
@@ -90,7 +90,7 @@ class TestNames:
         ["evil.example:8080", "localhost.evil.example", "127.0.0.1@evil.example", "10.0.0.1:8080", "", "[", "a:b"],
     )
     def test_only_this_machines_own_are_answered(self, storage: Storage, host: str) -> None:
-        app = dashboard_app(storage, private=True)
+        app = DashboardApp(storage, private=True)
         for method in ("GET", "POST"):
             answer = ask(app, "/api/studies", "", method, HTTP_HOST=host)
             assert answer.status == 403
@@ -99,10 +99,10 @@ class TestNames:
     @pytest.mark.parametrize("host", ["127.0.0.1:8080", "localhost:8080", "LOCALHOST", "[::1]:8080", "localhost:9000"])
     def test_they_are(self, storage: Storage, host: str) -> None:
         """By any port: a tunnel's own may be another."""
-        assert ask(dashboard_app(storage, private=True), "/api/studies", HTTP_HOST=host).status == 200
+        assert ask(DashboardApp(storage, private=True), "/api/studies", HTTP_HOST=host).status == 200
 
     def test_elsewhere_it_has_the_names_that_its_owner_gave_it(self, storage: Storage) -> None:
-        assert ask(dashboard_app(storage), "/api/studies", HTTP_HOST="dashboard.team.example").status == 200
+        assert ask(DashboardApp(storage), "/api/studies", HTTP_HOST="dashboard.team.example").status == 200
 
     def test_what_is_private(self) -> None:
         assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost")] == [True] * 3

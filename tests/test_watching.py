@@ -144,7 +144,7 @@ class TestAnotherStudy:
         first = watching.watch(study_id)
         storage.delete_study(study_id)
         if storage.engine.dialect.name == "postgresql":  # SQLite gives ids again by itself
-            with storage.transaction("giving the id again", write=True) as connection:
+            with storage.engine.begin() as connection:
                 connection.exec_driver_sql(f"alter sequence studies_study_id_seq restart with {study_id}")
         assert storage.create_new_study(DIRECTIONS, name) == study_id
         other = [done(0, TrialState.FAIL), done(1), done(3)]
@@ -169,10 +169,10 @@ class TestAnotherStudy:
 def test_a_trial_that_got_its_id_before_others_and_came_after(
     storage: Storage, watching: WatchingStorage, study_id: int
 ) -> None:
-    with storage.transaction("making room", write=True) as connection:
+    with storage.engine.begin() as connection:
         connection.exec_driver_sql("update trials set study_id = null where number = 2")
     assert numbers(watching.watch(study_id).trials) == [0, 1, 3, 4, 5]
-    with storage.transaction("coming after", write=True) as connection:
+    with storage.engine.begin() as connection:
         connection.exec_driver_sql(f"update trials set study_id = {study_id} where number = 2")
     assert numbers(watching.watch(study_id).trials) == [0, 1, 2, 3, 4, 5]
 
@@ -241,7 +241,7 @@ def test_a_database_that_fails(tmp_path: Path) -> None:
     study_id = storage.create_new_study(DIRECTIONS, "watched")
     watching = WatchingStorage(storage)
     watching.watch(study_id)
-    with storage.transaction("breaking it", write=True) as connection:
+    with storage.engine.begin() as connection:
         connection.exec_driver_sql("drop table trial_values")
     with pytest.raises(StudyError, match="trial_values"):
         watching.watch(study_id)

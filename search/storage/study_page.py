@@ -4,17 +4,14 @@ The answers are those of Optuna Dashboard's own views, and mostly put together b
 trials, parameters and distributions for every answer; here nothing is looked at again that cannot have changed.
 """
 
-import copy
-import json
-import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import le
 from typing import Any, Final
 
-from optuna.distributions import BaseDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import Study, StudyDirection
 from optuna.study._frozen import FrozenStudy
@@ -22,12 +19,12 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from optuna_dashboard._form_widget import get_form_widgets_json
 from optuna_dashboard._inmemory_cache import InMemoryCache, get_cached_extra_study_property
-from optuna_dashboard._serializer import serialize_distribution, serialize_frozen_trial, serialize_study_detail
+from optuna_dashboard._serializer import serialize_study_detail
 
+from search.storage.study_text import PackedStudy, ParameterTexts, StudyText
 from search.storage.watching import Watched, WatchingStorage
 
 _PREFERENTIAL: Final = "preference:is_preferential"
-_OF_TRIAL: Final = re.compile(r"dashboard:(?:artifacts:)?(\d+):")
 _GROWN: Final = 1.1
 
 
@@ -41,7 +38,8 @@ class _Memory:
         best: the COMPLETE ones that no other dominates, with their values, all to be minimized.
         said: what the ended trials say of parameters and attributes; `news` are those that said something first.
         extras: what the dashboard makes of such trials, and of which ones it did.
-        texts: the JSON of a parameter before and after its values.
+        texts: what is written of a parameter again and again.
+        packed: what is kept of an answer with all trials.
         importances: how many COMPLETE trials they are of, and the answer.
     """
 
@@ -52,7 +50,8 @@ class _Memory:
     said: set[object] = field(default_factory=set)
     news: list[FrozenTrial] = field(default_factory=list)
     extras: tuple[list[FrozenTrial], tuple[Any, ...]] | None = None
-    texts: dict[tuple[str, int], tuple[BaseDistribution, str, str]] = field(default_factory=dict)
+    texts: ParameterTexts = field(default_factory=dict)
+    packed: PackedStudy = field(default_factory=PackedStudy)
     importances: tuple[int, list[list[dict[str, Any]]]] | None = None
 
     def look(self, ended: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> None:
@@ -72,6 +71,16 @@ class _Memory:
         if not any(all(map(le, other, values)) and other != values for other, _ in self.best):
             self.best = [one for one in self.best if one[0] == values or not all(map(le, values, one[0]))]
             self.best.append((values, trial))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What an answer is made of."""
+
+    text: StudyText
+    watched: Watched
+    best: Sequence[FrozenTrial]
+    packed: PackedStudy
 
 
 class StudyPage:
@@ -96,6 +105,25 @@ class StudyPage:
         Raises:
             StudyError: the database failed.
         """
+        if (found := self._find(study_id)) is None:
+            return None
+        return chain(found.text.beginning(found.watched.trials[after:]), found.text.end(found.best))
+
+    def packed(self, study_id: int) -> bytes | None:
+        """The study with all its trials, as gzipped JSON; for the rest see `detail`."""
+        if (found := self._find(study_id)) is None:
+            return None
+        return found.packed.answer(found.text, found.watched.trials, found.best)
+
+    def prepare(self, study_id: int) -> None:
+        """Work out ahead what the page of a study asks for first, if there is such a study.
+
+        Raises:
+            StudyError: the database failed.
+        """
+        self.importances(study_id)
+
+    def _find(self, study_id: int) -> "_Found | None":
         study = self._storage.study(study_id)
         if study is None:
             self._memories.pop(study_id, None)
@@ -110,10 +138,9 @@ class StudyPage:
             memory = self._memory(study, watched)
             best = sorted((trial for _, trial in memory.best), key=lambda trial: trial.number)
             extras = _extras(memory, study_id, watched)
-        writer = _Writer(study, memory)
         only_first = best[:1] if len(study.directions) == 1 else best
         head = serialize_study_detail(study, [], [], *extras, get_plotly_graph_objects(study.system_attrs), [])
-        return writer.detail(head, watched.trials[after:], only_first)
+        return _Found(StudyText(study, head, memory.texts), watched, only_first, memory.packed)
 
     def importances(self, study_id: int) -> list[list[dict[str, Any]]] | None:
         """How much each parameter matters, for each objective, as the dashboard lists it.
@@ -127,6 +154,8 @@ class StudyPage:
         Raises:
             StudyError: the database failed.
         """
+        if (found := self._find(study_id)) is not None:  # the page asks for both, and is drawn without importances
+            found.packed.prepare(found.text, found.watched.trials)
         study = self._storage.study(study_id)
         if study is None:
             return None
@@ -156,62 +185,6 @@ class StudyPage:
         if memory.making == watched.making:  # else another thread has seen the study made anew meanwhile
             memory.look(watched.ended, study.directions)
         return memory
-
-
-class _Writer:
-    """Writes the trials of an answer.
-
-    Of a trial, everything but the parameters is left to the dashboard's own function: the parameters are nine tenths
-    of the text, and their distributions the same in every trial.
-    """
-
-    def __init__(self, study: FrozenStudy, memory: _Memory) -> None:
-        self._study_id = study._study_id
-        self._texts = memory.texts
-        self._attrs: dict[int, dict[str, Any]] = {}  # of the study, that are about a trial: notes, artifacts
-        for key, value in study.system_attrs.items():
-            if about := _OF_TRIAL.match(key):
-                self._attrs.setdefault(int(about[1]), {})[key] = value
-
-    def detail(self, head: dict[str, Any], trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> Iterator[str]:
-        """The whole answer: `head` with these trials in it."""
-        rest = {key: value for key, value in head.items() if key not in ("trials", "best_trials")}
-        yield '{"trials": ['
-        yield from self._list(trials)
-        yield '], "best_trials": ['
-        yield from self._list(best)
-        yield "], " + json.dumps(rest)[1:]
-
-    def _list(self, trials: Sequence[FrozenTrial]) -> Iterator[str]:
-        for index, trial in enumerate(trials):
-            yield (", " if index else "") + self._trial(trial)
-
-    def _trial(self, trial: FrozenTrial) -> str:
-        bare = copy.copy(trial)
-        bare.params, bare.distributions = {}, {}
-        rest = serialize_frozen_trial(self._study_id, bare, self._attrs.get(trial._trial_id, {}))
-        del rest["params"]
-        drawn = trial.distributions
-        params = ", ".join(
-            [self._param(name, value, drawn[name]) for name, value in trial.params.items() if name in drawn]
-        )
-        return f'{{"params": [{params}], {json.dumps(rest)[1:]}'
-
-    def _param(self, name: str, value: Any, distribution: BaseDistribution) -> str:
-        found = self._texts.get((name, id(distribution)))
-        if found is None:  # it keeps the distribution, so that no other one gets its id
-            found = distribution, *_around(name, distribution)
-            self._texts[name, id(distribution)] = found
-        shown = f'"{value}"' if type(value) in (int, float) else json.dumps(str(value))
-        internal = distribution.to_internal_repr(value)
-        _, before, after = found
-        return f'{before}{internal!r}, "param_external_value": {shown}, "param_external_pytyp": "{type(value)}"{after}'
-
-
-def _around(name: str, distribution: BaseDistribution) -> tuple[str, str]:
-    """The JSON of a parameter before its internal value and after its type."""
-    drawn_from = json.dumps(serialize_distribution(distribution))
-    return f'{{"name": {json.dumps(name)}, "param_internal_value": ', f', "distribution": {drawn_from}}}'
 
 
 def _says(trial: FrozenTrial) -> set[object]:
