@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 SLOW ?=
+TEST_PROCESSES ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
@@ -39,7 +40,7 @@ quickstart: $(VENV)/.installed-base ## install, compress a small model, show the
 	@printf '%s\n' '' 'The picture is in quickstart-front.png. After `. $(BIN)/activate` the command is just slimfront.'
 
 test: $(VENV)/.installed-dev ## run the tests; SLOW=1 runs the slow ones too
-	@$(BIN)/python -m pytest $(if $(filter-out 0,$(SLOW)),,-m "not slow")
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(if $(filter-out 0,$(SLOW)),,-m "not slow")
 
 check: $(VENV)/.installed-dev ## ruff, mypy and import-linter
 	@$(BIN)/ruff check $(LINTED)

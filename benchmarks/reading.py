@@ -90,7 +90,6 @@ def _described(config: Config) -> dict[str, Any]:
         "earlier_caches": [],
         "device": "cpu",
         "coding": "entropy",
-        "test": {},
     }
 
 

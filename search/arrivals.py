@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from objectives.packed import keep_packed
+from search.patience import PATIENCE_SECONDS
 from search.progress import say
 from spaces.errors import RetryableError, StudyError
 
 if TYPE_CHECKING:
     from search.tasks import Result
-
-PATIENCE = 600.0  # seconds
 
 
 class Arrivals:
@@ -28,7 +27,7 @@ class Arrivals:
         patience: seconds that a result waits at most.
     """
 
-    def __init__(self, cache: Path, say: Callable[[str], None] = say, patience: float = PATIENCE) -> None:
+    def __init__(self, cache: Path, say: Callable[[str], None] = say, patience: float = PATIENCE_SECONDS) -> None:
         self._cache, self._say, self._patience = cache, say, patience
         self._waiting: list[Result] = []
         self._since: float | None = None  # by the monotonic clock

@@ -8,14 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from search import config_fields as fields
+from search import config_places as places
 from search.config_errors import Key, key_path, problems_of, shown
 from search.config_file import Origins, origin_of, read_config_file
+from search.config_ray import RayConfig
 from search.config_sections import (
     BudgetConfig,
     CacheConfig,
     DistillationConfig,
     RacingConfig,
-    RayConfig,
     SamplerConfig,
     Section,
     SpaceConfig,
@@ -38,7 +39,7 @@ class Config(Section):
     """
 
     study: fields.Study = Field(description="name of the study")
-    workload: fields.WorkloadEntry = Field(
+    workload: places.WorkloadEntry = Field(
         description="module:function, or file.py:function relative to this file's folder"
     )
     target: TargetName = Field(default="storage", description="where the model will run")
@@ -62,7 +63,7 @@ class Config(Section):
         default=100,
         description="samples in a forward pass, and between two looks at a race; changes the last bits of scores",
     )
-    storage: fields.Url = Field(
+    storage: places.Url = Field(
         default=None,
         repr=False,
         description=f"SQLAlchemy URL; null for $SLIMFRONT_STORAGE, else {DEFAULT_STORAGE}",
@@ -78,7 +79,7 @@ class Config(Section):
 
     def model_post_init(self, context: Any, /) -> None:
         """Keep the folder of the config file, which relative paths start from."""
-        self._folder = fields.folder_of(context)
+        self._folder = places.folder_of(context)
 
     @property
     def folder(self) -> Path:
@@ -87,7 +88,7 @@ class Config(Section):
 
     def workload_entry(self) -> str:
         """The workload as it is to be loaded: that of a file with the file's absolute path."""
-        file = fields.file_of(self.workload, self._folder)
+        file = places.file_of(self.workload, self._folder)
         return f"{file[0].resolve()}:{file[1]}" if file else self.workload
 
     def resolved_storage(self) -> str:
@@ -137,7 +138,7 @@ def storage_url(given: str | None = None) -> str:
         ConfigError: it is no URL.
     """
     url = given or os.environ.get("SLIMFRONT_STORAGE") or DEFAULT_STORAGE
-    if not fields.is_url(url):
+    if not places.is_url(url):
         source = "--storage" if given else "$SLIMFRONT_STORAGE"  # not its value: it may hold a password
         raise ConfigError(f"{source}: given text that is not a URL, allowed one such as {DEFAULT_STORAGE}")
     return url

@@ -1,17 +1,14 @@
-"""The types of a config's fields: what each one checks, and the words for what it allows."""
+"""The types of a config's fields: what each one checks, and the words for what it allows; see also `config_places`."""
 
 import math
-import os
 import re
 from datetime import datetime, time
 from decimal import Decimal
 from difflib import get_close_matches
 from itertools import pairwise
-from keyword import iskeyword
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict, ValidationInfo, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from search.config_errors import refusal
@@ -20,10 +17,7 @@ from spaces.errors import ConfigError
 
 SAMPLERS = ("front", "nsga2", "tpe", "random", "gp")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
-_RAY = re.compile(r"auto|(ray://)?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\]):\d{1,5}")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*://")
 _STUDY_WORDS = "1 to 100 letters, digits, dots, dashes and underscores"
-_WORKLOAD_WORDS = "module:function or file.py:function"
 _SAMPLER_WORDS = f"{' | '.join(SAMPLERS)}, or a dotted path such as optuna.samplers.NSGAIIISampler"
 _OPTIONS_WORDS = "keyword arguments of the sampler: name and value"
 _TIMEOUT_WORDS = 'more than 0 seconds, as a number or as "90s", "30m" or "2h", or null'
@@ -31,20 +25,15 @@ _UNTIL_WORDS = (
     'a time such as "18:00", or a date and time such as "2026-12-24 18:00" or "2026-12-24T18:00+01:00", or null'
 )
 _FOCUS_WORDS = "[low, high] in bytes with low below high, also as 40kB..120kB with both units, or null"
-_URL_WORDS = "a SQLAlchemy URL such as sqlite:///slimfront.db, or null"
 _PATTERN_WORDS = "n:m with n below m and m up to 16, such as 2:4: of each 4 weights 2 stay"
 _SCALE_WORDS = "tensor, channel, or how many weights of a channel share a scale, at least 2"
 _BYTES_WORDS = "a number of bytes, also as 500MB or 2GB"
 _BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _GRACE_WORDS = '0 seconds or more, as a number or as "30s" or "2m"'
-_VARIABLES_WORDS = "names and values, both text: write numbers in quotes"
-_SHARED_WORDS = "a folder, or an fsspec URL such as s3://bucket/folder, or null"
-_RAY_WORDS = "auto, ray://HOST:PORT, HOST:PORT, or null"
-_JOBS_WORDS = "an HTTP or HTTPS URL such as http://head:8265, or null"
 _Item = TypeVar("_Item")
 
 
-def _words(allowed: str, **more: Any) -> Any:
+def words(allowed: str, **more: Any) -> Any:
     """Put the words for what is allowed into the JSON Schema, where the errors find them."""
     return Field(json_schema_extra={"x-allowed": allowed, **more})
 
@@ -153,36 +142,6 @@ def _grace(value: Any) -> Any:
         raise refusal(_GRACE_WORDS) from None
 
 
-def _variables(value: Any) -> Any:
-    if not isinstance(value, dict):  # not shown: they may be secrets
-        raise refusal(_VARIABLES_WORDS, given=_kind(value))
-    for name, text in value.items():
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise refusal(_VARIABLES_WORDS, given=_kind(name if isinstance(text, str) else text), at=(str(name),))
-        if not name or "=" in name or "\0" in name + text:
-            raise refusal("names of variables, without =", given="another name", at=(name,))
-    return value
-
-
-def _kind(value: Any) -> str:
-    """What a value is, where it must not be shown."""
-    match value:
-        case None:
-            return "null (nothing)"
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case str():
-            return "text"
-        case list():
-            return "a list"
-        case dict():
-            return "keys and values"
-        case _:
-            return f"a value that YAML reads as {type(value).__name__}"
-
-
 def clock_of(text: str) -> time | datetime | None:
     """Read a time of the day, or a date and time (local where it has no offset); None for any other text."""
     try:
@@ -226,57 +185,6 @@ def _focus_end(end: Any) -> int:
     return size
 
 
-def _url(value: Any) -> Any:
-    if value is not None and not is_url(value):  # not shown: a password may stand in it
-        raise refusal(_URL_WORDS, given="text that is not a URL" if isinstance(value, str) else _kind(value))
-    return value
-
-
-def _shared(value: Any) -> Any:
-    if value is not None and (not isinstance(value, str) or not value):
-        raise refusal(_SHARED_WORDS, given="an empty text" if value == "" else _kind(value))  # it may hold a password
-    return value
-
-
-def _ray_address(value: Any) -> Any:
-    if value is not None and not (isinstance(value, str) and _RAY.fullmatch(value)):
-        raise refusal(_RAY_WORDS)
-    return value
-
-
-def _jobs(value: Any) -> Any:
-    if value is not None and not (isinstance(value, str) and re.fullmatch(r"https?://[^\s@]+", value)):
-        raise refusal(_JOBS_WORDS)
-    return value
-
-
-def is_url(value: Any) -> bool:
-    """Whether this is text that has the form of a database URL."""
-    return isinstance(value, str) and _URL.match(value) is not None
-
-
-def file_of(entry: str, folder: Path) -> tuple[Path, str] | None:
-    """Split a ``file.py:function`` entry into the file's absolute path and the name; None for a module."""
-    source, _, function = entry.partition(":")
-    return (folder / source, function) if source.endswith(".py") else None
-
-
-def _workload(entry: str, info: ValidationInfo) -> str:
-    source, _, function = entry.partition(":")
-    file = file_of(entry, folder_of(info.context))
-    named = function.isidentifier() and not iskeyword(function)
-    if not named or not (file or all(part.isidentifier() for part in source.split("."))):
-        raise refusal(f"{_WORKLOAD_WORDS}, with one colon between them")
-    if file and not os.path.isfile(file[0]):
-        raise refusal(f"a file that exists: there is none at {file[0]}")
-    return entry
-
-
-def folder_of(context: Any) -> Path:
-    """Find the folder of the config file in a validation context; the working directory without one."""
-    return (Path(context["folder"]) if context else Path()).absolute()
-
-
 AsTuple = BeforeValidator(_as_tuple)
 _Choices = (AsTuple, AfterValidator(_distinct))
 _SomeChoices = (Field(min_length=1), *_Choices)
@@ -289,36 +197,28 @@ AllBits = Annotated[tuple[Bits, ...], *_SomeChoices, AfterValidator(_ascending)]
 AllRatios = Annotated[tuple[Ratio, ...], *_SomeChoices, AfterValidator(_ascending)]
 AllPrune = Annotated[tuple[Literal["none", "unstructured", "nm", "threshold"], ...], *_SomeChoices]
 AllWeights = Annotated[tuple[Literal["uniform", "codebook", "float16", "float32"], ...], *_SomeChoices]
-Pattern = Annotated[str, AfterValidator(_pattern), _words(_PATTERN_WORDS)]
+Pattern = Annotated[str, AfterValidator(_pattern), words(_PATTERN_WORDS)]
 AllPatterns = Annotated[tuple[Pattern, ...], *_Choices]
 Threshold = Annotated[float, Field(gt=0)]
 AllThresholds = Annotated[tuple[Threshold, ...], *_Choices, AfterValidator(_ascending)]
 AllActivations = Annotated[tuple[Literal["float", "static", "dynamic"], ...], *_SomeChoices]
 ActivationBits = Annotated[int, Field(ge=4, le=8)]
 AllActivationBits = Annotated[tuple[ActivationBits, ...], *_SomeChoices, AfterValidator(_ascending)]
-ScalePer = Annotated[str | int, BeforeValidator(_scale_per), _words(_SCALE_WORDS)]
+ScalePer = Annotated[str | int, BeforeValidator(_scale_per), words(_SCALE_WORDS)]
 AllChannelRatios = Annotated[tuple[Ratio, ...], *_Choices, AfterValidator(_ascending)]
-ByteCount = Annotated[int, BeforeValidator(_bytes), Field(ge=0), _words(_BYTES_WORDS)]
-Glob = Annotated[str, Field(min_length=1), _words("a glob of sites such as layers.*.conv1")]
+ByteCount = Annotated[int, BeforeValidator(_bytes), Field(ge=0), words(_BYTES_WORDS)]
+Glob = Annotated[str, Field(min_length=1), words("a glob of sites such as layers.*.conv1")]
 Globs = Annotated[tuple[Glob, ...], AsTuple]
 Range = (BeforeValidator(_pair), AfterValidator(_low_to_high))
 Temperatures = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], *Range]
 Shares = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]], *Range]
 Steps = Annotated[tuple[Count, ...], AsTuple, AfterValidator(_increasing)]
 Objectives = Annotated[tuple[Literal["accuracy"], Literal["bytes"]], BeforeValidator(_objectives)]
-Study = Annotated[str, AfterValidator(_study), _words(_STUDY_WORDS, pattern="^[A-Za-z0-9._-]{1,100}$")]
-WorkloadEntry = Annotated[str, AfterValidator(_workload), _words(_WORKLOAD_WORDS)]
-SamplerName = Annotated[str, AfterValidator(_sampler), _words(_SAMPLER_WORDS)]
-Options = Annotated[dict[str, Any], BeforeValidator(_finite), _words(_OPTIONS_WORDS)]
-Url = Annotated[str | None, BeforeValidator(_url), _words(_URL_WORDS)]
-Folder = Annotated[str, Field(min_length=1), _words("a folder")]
-Folders = Annotated[tuple[Folder, ...], AsTuple]
+Study = Annotated[str, AfterValidator(_study), words(_STUDY_WORDS, pattern="^[A-Za-z0-9._-]{1,100}$")]
+SamplerName = Annotated[str, AfterValidator(_sampler), words(_SAMPLER_WORDS)]
+Options = Annotated[dict[str, Any], BeforeValidator(_finite), words(_OPTIONS_WORDS)]
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], AsTuple]
-Variables = Annotated[dict[str, str], BeforeValidator(_variables), _words(_VARIABLES_WORDS)]
 Positive = Annotated[float, Field(gt=0)]
-SharedFolder = Annotated[str | None, BeforeValidator(_shared), _words(_SHARED_WORDS)]
-RayAddress = Annotated[str | None, BeforeValidator(_ray_address), _words(_RAY_WORDS)]
-JobsUrl = Annotated[str | None, BeforeValidator(_jobs), _words(_JOBS_WORDS)]
 Seconds = Annotated[
     Annotated[float, Field(gt=0), Strict()] | None,
     BeforeValidator(_seconds),
@@ -343,7 +243,7 @@ GraceSeconds = Annotated[
         }
     ),
 ]
-Until = Annotated[str | None, BeforeValidator(_until), _words(_UNTIL_WORDS)]
+Until = Annotated[str | None, BeforeValidator(_until), words(_UNTIL_WORDS)]
 Focus = Annotated[
     tuple[int, int] | None,
     BeforeValidator(_focus),

@@ -82,7 +82,6 @@ def describe(storage: Storage, study_id: int, config: Config, prepared: Prepared
         "shared": public(evaluation.shared),
         "device": evaluation.device,
         "coding": evaluation.coding,
-        "test": {},
     }
     storage.set_study_attrs(study_id, described, lease.guard)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from search.pareto import ROUNDING
 
 if TYPE_CHECKING:
-    from search.front import Candidate, Front, Point
+    from search.front import Front, Point
+    from search.storage.reading import Candidate
 
 UNIFORM_DROP = 0.03  # uniform policies that lose more are nothing to be proud of beating
 NEAR = f"within {UNIFORM_DROP * 100:.0f} points of the float model"

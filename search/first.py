@@ -7,7 +7,8 @@ import numpy as np
 
 from objectives.seeds import seed_of
 from search.config import Config
-from search.samplers.loss_model import Features, LossModel, unlearned
+from search.samplers.features import Features
+from search.samplers.loss_model import LossModel, unlearned
 from search.samplers.table import Table
 from search.sensitivity import predicted_front, spread
 from search.settings import Priced, Setting

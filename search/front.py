@@ -22,25 +22,9 @@ from search.storage.reading import (
     read_study_attrs,
     sum_attrs,
 )
-from search.stored import StoredStudy, pick_study, space_of_study
+from search.stored import StoredStudy, pick_study, read_tested, space_of_study
 from spaces.errors import StudyError
 from spaces.space import Space
-
-__all__ = [
-    "Box",
-    "Candidate",
-    "FloatModel",
-    "Front",
-    "Point",
-    "StoredStudy",
-    "front",
-    "hypervolume",
-    "knee",
-    "pareto",
-    "pick_study",
-    "read_front",
-    "space_of_study",
-]
 
 DEPLOYED_DROP = 0.05  # hypervolume5 looks at the accuracies that lose at most this
 
@@ -189,7 +173,8 @@ def read_front(storage: Storage, study: StoredStudy, *, also: Iterable[int] = ()
     space = space_of_study(storage, study)
 
     def read(connection: Connection) -> Front:
-        now = replace(study, attrs=read_study_attrs(connection, study.id))
+        attrs = read_study_attrs(connection, study.id)
+        now = replace(study, attrs={**attrs, **read_tested(connection, study.id, attrs)})
         return _front(connection, now, space, set(also))
 
     try:
@@ -232,7 +217,7 @@ def _front(connection: Connection, study: StoredStudy, space: Space, also: set[i
         float=float_model,
         # samples that trials sent through their models; none where an earlier trial with the same policy was scored
         passes=sum_attrs(connection, study.id, ("forwards", "backwards"), unless="repeat_of"),
-        compared=bool(best) and attrs.get("within_noise", {}).keys() == {str(one.trial) for one in best},
+        compared=bool(best) and attrs["within_noise"].keys() == {str(one.trial) for one in best},
     )
 
 
@@ -248,7 +233,7 @@ def _points(
 
 def _point(study: StoredStudy, told: Candidate, attrs: Mapping[str, Any], label: str | None) -> Point:
     number = str(told.trial)
-    test = study.attrs.get("test", {}).get(number)
+    test = study.attrs["test"].get(number)
     if test is not None and not isinstance(test, Mapping):  # as earlier versions wrote it
         test = {"accuracy": test, "ci95": None}
     try:
@@ -265,7 +250,7 @@ def _point(study: StoredStudy, told: Candidate, attrs: Mapping[str, Any], label:
             artifact=attrs["artifact"],
             label=label,
             test_accuracy_ci95=_pair(test["ci95"]) if test else None,
-            within_noise_of=study.attrs.get("within_noise", {}).get(number),
+            within_noise_of=study.attrs["within_noise"].get(number),
             samples=attrs.get("samples"),
             stopped=told.stopped,
         )

@@ -14,6 +14,8 @@ from spaces.errors import ConfigError
 
 Span = tuple[int, int]
 
+SHARES = (4, 8, 16)  # the best accuracy is told at the float model's bytes divided by these
+
 
 def check_goals(budget: BudgetConfig, box: Box, float_bytes: int, float_accuracy: float) -> None:
     """Refuse goals that a search with these files could not pursue.

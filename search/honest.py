@@ -20,7 +20,7 @@ WAIT_SECONDS = 0.5
 
 def held_back(
     found: Front,
-    attrs: Mapping[str, Any],
+    tested: Mapping[str, Any],
     pool: Pool,
     cache: Path,
     say: Callable[[str], None],
@@ -32,16 +32,16 @@ def held_back(
 
     Args:
         found: the front of the study.
-        attrs: the study's attributes: `test` and `within_noise` say what is known.
+        tested: what is known: `test`, accuracy and interval by trial, and `within_noise`, the mark of each member.
         pool: who scores.
         cache: the folder of the packed files; what is missing there is not scored.
         say: takes a line for people.
         stopped: whether somebody wants it to end.
 
     Returns:
-        The new values of these attributes; nothing where all was known; None where it was ended before.
+        The new values of these two; nothing where all was known; None where it was ended before.
     """
-    known, judged = attrs.get("test", {}), attrs.get("within_noise", {})
+    known, judged = tested["test"], tested["within_noise"]
     wanted = [point for point in found.uniform if not isinstance(known.get(str(point.trial)), Mapping)]
     changed = {str(point.trial) for point in found.points} != judged.keys()
     if changed:

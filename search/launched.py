@@ -17,7 +17,7 @@ from search.pool import RayPool
 from search.progress import SearchProgress
 from search.restoring import lost, restore
 from search.storage import Storage
-from search.stored import pick_study
+from search.stored import load_tested, pick_study
 from search.study import Trials
 from search.tasks import Pool, ScoreTask
 
@@ -102,10 +102,10 @@ class Launch:
         policies = {one: self.prepared.space.policy(self.trials[one].params) for one in missing}
         if not restore(missing, policies, self.pool, self.progress.say, lambda: self.stopped):
             return False
-        attrs = self.storage.get_study_user_attrs(self.trials.study_id)
-        new = held_back(found, attrs, self.pool, cache, self.progress.say, lambda: self.stopped)
+        known = load_tested(self.storage, self.trials.study_id)
+        new = held_back(found, known, self.pool, cache, self.progress.say, lambda: self.stopped)
         if new:
-            self.storage.set_study_attrs(self.trials.study_id, new, self.lease.guard)
+            self.storage.set_documents(self.trials.study_id, new, self.lease.guard)
         return new is not None
 
 

@@ -3,12 +3,10 @@
 import logging
 import os
 import socket
-import subprocess
 import threading
 import time
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -31,6 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import ColumnElement
 
+from search.processes import machine_id, process_started
 from search.progress import say
 from search.storage import Storage
 from spaces.errors import StudyError
@@ -159,7 +158,7 @@ class Lease:
         if row is not None and row.owner != self._owner:  # ours: the answer to the last attempt was lost
             current = _holder(row, now, self._seconds)
             if current.alive:
-                if self._takeover and row.machine != _machine():
+                if self._takeover and row.machine != machine_id():
                     return current
                 raise StudyError(_refusal(row, current))
         connection.execute(delete(_TABLE).where(_TABLE.c.study_id == self._study_id))
@@ -167,7 +166,7 @@ class Lease:
             "study_id": self._study_id,
             "owner": self._owner,
             "host": socket.gethostname(),
-            "machine": _machine(),
+            "machine": machine_id(),
             "pid": os.getpid(),
             "process_started": process_started(os.getpid()) or "",
             "since": now,
@@ -239,7 +238,7 @@ def refuse_held(storage: Storage, study_id: int, *, takeover: bool = False, seco
 
     def look(connection: Connection) -> None:
         row, now = _read_if_made(connection, study_id)
-        if row is None or (takeover and row.machine != _machine()):
+        if row is None or (takeover and row.machine != machine_id()):
             return
         if (current := _holder(row, now, seconds)).alive:
             raise StudyError(_refusal(row, current))
@@ -270,45 +269,6 @@ def ask_to_stop(storage: Storage, study_id: int, *, seconds: float = EXPIRES_S) 
     return storage.run("asking the search to stop", ask, write=True)
 
 
-def process_started(pid: int) -> str | None:
-    """When a process of this machine started, in the system's own terms; "" if it hides that; None if it is dead.
-
-    A process that has ended and was not yet waited for by its parent is dead. Two processes that get the same id
-    differ in this.
-    """
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    if not Path("/proc/self/stat").exists():
-        return _started_by_ps(pid)
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:  # hidden from us
-        return ""
-    fields = stat[stat.rindex(")") + 2 :].split()  # behind the name, which may hold anything
-    return None if fields[0] in "ZX" else fields[19]  # state; start time in clock ticks since boot
-
-
-def _started_by_ps(pid: int) -> str | None:
-    command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
-    plain = os.environ | {"LC_ALL": "C", "TZ": "UTC"}
-    said = subprocess.run(command, capture_output=True, text=True, env=plain, check=False)  # noqa: S603
-    state, _, started = said.stdout.strip().partition(" ")
-    return None if not state or state.startswith("Z") else started.strip()
-
-
-def _machine() -> str:
-    """The host, this boot of it, and the process id namespace, for containers that share a host's name."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return socket.gethostname()
-
-
 def _read(connection: Connection, study_id: int) -> tuple[Row[Any] | None, float]:
     """The lease's row, and the database's time."""
     row = connection.execute(select(_TABLE).where(_TABLE.c.study_id == study_id)).one_or_none()
@@ -325,7 +285,7 @@ def _read_if_made(connection: Connection, study_id: int) -> tuple[Row[Any] | Non
 
 def _holder(row: Row[Any], now: float, seconds: float) -> Holder:
     age_s = now - row.heartbeat
-    if row.machine == _machine():
+    if row.machine == machine_id():
         started = process_started(row.pid)
         alive = started is not None and (started == row.process_started or "" in (started, row.process_started))
     else:
@@ -336,7 +296,7 @@ def _holder(row: Row[Any], now: float, seconds: float) -> Holder:
 def _refusal(row: Row[Any], current: Holder) -> str:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.since))
     who = f"study {row.study_id} is being searched by process {row.pid} on {row.host} since {since}"
-    if row.machine == _machine():
+    if row.machine == machine_id():
         return f"{who}: wait for it, or end it with `slimfront stop`"
     return (
         f"{who}, heard of {current.age_s:.0f} s ago: wait for it, or end it with `slimfront stop`; `--takeover` waits "

@@ -20,6 +20,7 @@ from search.goals import Deadline, Focus, check_goals
 from search.launched import Engine, Launch
 from search.lease import Lease, holder, refuse_held
 from search.pareto import Box, reference_box
+from search.patience import PATIENCE_SECONDS
 from search.pool import start_ray, stop_ray
 from search.progress import SearchProgress, say
 from search.restoring import lost
@@ -30,8 +31,6 @@ from search.stored import pick_study
 from search.study import Trials, open_study
 from search.tasks import Late, LayerTask, LocalPool, Pool
 from spaces.errors import ConfigError
-
-PATIENCE_SECONDS = 600.0  # that a launch waits for a database that does not answer
 
 
 @dataclass(frozen=True)

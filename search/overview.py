@@ -9,8 +9,9 @@ from torch import nn
 from compress.family import Member
 from search.candidates import Prepared, check, prepare
 from search.config import Config
-from search.progress import SHARES
-from search.samplers.loss_model import Features, unlearned
+from search.goals import SHARES
+from search.samplers.features import Features
+from search.samplers.loss_model import unlearned
 from search.sensitivity import predicted_front, within
 from spaces.target import CodingName
 

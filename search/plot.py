@@ -5,7 +5,8 @@ from math import log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.front import Candidate, Front, Point
+from search.front import Front, Point
+from search.storage.reading import Candidate
 from spaces.errors import ConfigError
 
 if TYPE_CHECKING:

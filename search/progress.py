@@ -14,7 +14,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-SHARES = (4, 8, 16)  # the best accuracy is shown at the float size divided by these
+from search.goals import SHARES
+
 QUIET_SECONDS = 10.0  # between two lines where there is no terminal
 
 

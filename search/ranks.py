@@ -69,6 +69,10 @@ class Ranks:
                 high = middle
         return low + 1
 
+    def is_within(self, rank: int, accuracy: float, bytes: int) -> bool:
+        """Whether a score has this rank or a better one among these, whether it is one of them or not."""
+        return rank > len(self._bytes) or not self._dominates(rank - 1, accuracy, bytes)
+
     def _dominates(self, layer: int, accuracy: float, bytes: int) -> bool:
         sizes = self._bytes[layer]
         at = bisect_right(sizes, bytes) - 1

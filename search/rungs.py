@@ -8,10 +8,17 @@ rung, never with scores of a higher one, which would dry promotion up.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import log
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from objectives.racing import Outcomes, Race
 from objectives.score import RungScore
 from search.ranks import Ranks, Staircase
+
+Floats: TypeAlias = NDArray[np.float32]
+_Known: TypeAlias = tuple[bool, int, float]  # whether a score is of rank 1, its bytes and its accuracy
 
 REFERENCES = 6  # whose outcomes a race is judged with
 CARRIED = 24  # of a rung, that go with a candidate to its worker
@@ -19,12 +26,35 @@ RANKS_WITH_OUTCOMES = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
-    """Outcomes of a score of `bytes`; `first` where it is of rank 1 on its rung."""
+class References:
+    """Outcomes of some scores of a rung, as they go to workers: in two arrays, as each one takes time to send.
 
-    first: bool
-    bytes: int
-    outcomes: Outcomes
+    Attributes:
+        firsts: of each score, whether it is of rank 1 on its rung.
+        bytes: of each.
+        values, losses: their outcomes, float32 (scores, samples).
+    """
+
+    firsts: tuple[bool, ...]
+    bytes: tuple[int, ...]
+    values: Floats
+    losses: Floats
+
+    @staticmethod
+    def of(chosen: Sequence[tuple[bool, int, Outcomes]]) -> "References":
+        """Those of some scores: whether each is of rank 1, its bytes and its outcomes."""
+        values = np.array([one.values for _, _, one in chosen], np.float32)
+        losses = np.array([one.losses for _, _, one in chosen], np.float32)
+        return References(tuple(first for first, _, _ in chosen), tuple(size for _, size, _ in chosen), values, losses)
+
+    def nearest(self, bytes: int) -> tuple[Outcomes, ...]:
+        """What a candidate of so many bytes is judged with: rank 1 before others, and those nearest in size."""
+
+        def distance(at: int) -> tuple[bool, float, int]:
+            return not self.firsts[at], abs(log(self.bytes[at] / bytes)), self.bytes[at]
+
+        nearest = sorted(range(len(self.bytes)), key=distance)[:REFERENCES]
+        return tuple(Outcomes(self.values[at], self.losses[at]) for at in nearest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +71,7 @@ class Judgement:
 
     bars: tuple[Staircase, ...]
     front: Staircase
-    references: tuple[tuple[Reference, ...], ...]
+    references: tuple[References, ...]
     confidence: float | None
     always: bool = False
 
@@ -64,12 +94,7 @@ class Judgement:
         bars = [bar for bar in needed if bar is not None]
         if self.always or self.confidence is None or len(bars) < len(needed):
             return None
-
-        def distance(one: Reference) -> tuple[bool, float, int]:
-            return not one.first, abs(log(one.bytes / bytes)), one.bytes
-
-        nearest = sorted(self.references[rung], key=distance)[:REFERENCES]
-        return Race(min(bars), tuple(one.outcomes for one in nearest), self.confidence)
+        return Race(min(bars), self.references[rung].nearest(bytes), self.confidence)
 
 
 class History:
@@ -88,6 +113,7 @@ class History:
         self._share, self._confidence = share, confidence
         self._told = -1  # the last number
         self._fair: Judgement | None = None  # until something is told
+        self._carried: list[tuple[list[_Known], References]] = [([], References.of(())) for _ in range(rungs)]
 
     def tell(self, number: int, rungs: Sequence[RungScore], outcomes: Sequence[Outcomes | None], stopped: bool) -> None:
         """Add a finished candidate's scores, rung by rung.
@@ -118,16 +144,12 @@ class History:
         """Drop outcomes of scores that were pushed to a worse rank."""
         known = self._outcomes[rung]
         for size, accuracy in list(known):
-            if self._ranks[rung].rank(accuracy, size) > RANKS_WITH_OUTCOMES:
+            if not self._ranks[rung].is_within(RANKS_WITH_OUTCOMES, accuracy, size):
                 del known[size, accuracy]
 
     def keeps_outcomes(self, rung: int, accuracy: float, bytes: int) -> bool:
         """Whether outcomes of such a score may serve as references later: it is of the first ranks of its rung now."""
-        return self._confidence is not None and self._ranks[rung].rank(accuracy, bytes) <= RANKS_WITH_OUTCOMES
-
-    def promotes(self, rung: int, accuracy: float, bytes: int) -> bool:
-        """Whether a candidate with this score on this rung would go on now."""
-        return self._judge().promote(rung, accuracy, bytes)
+        return self._confidence is not None and self._ranks[rung].is_within(RANKS_WITH_OUTCOMES, accuracy, bytes)
 
     def promotable(self, rung: int) -> Iterator[Iterator[tuple[int, float]]]:
         """The scores on a rung that would go on now, bytes and accuracy each, those of rank 1 first."""
@@ -153,14 +175,18 @@ class History:
             self._fair = Judgement(bars, self._values.of_rank(1), references, self._confidence)
         return self._fair
 
-    def _references(self, rung: int) -> tuple[Reference, ...]:
+    def _references(self, rung: int) -> References:
         """Some outcomes of a rung: those of rank 1 first, and from small to large without large gaps."""
         known, ranks = self._outcomes[rung], self._ranks[rung]
-        given = [Reference(ranks.rank(a, size) == 1, size, known[size, a]) for size, a in sorted(known)]
-        first = _spread([one for one in given if one.first], CARRIED)
-        return tuple(first + _spread([one for one in given if not one.first], CARRIED - len(first)))
+        given = [(ranks.is_within(1, accuracy, size), size, accuracy) for size, accuracy in sorted(known)]
+        first = _spread([one for one in given if one[0]], CARRIED)
+        chosen = first + _spread([one for one in given if not one[0]], CARRIED - len(first))
+        if chosen != self._carried[rung][0]:
+            found = References.of([(is_first, size, known[size, accuracy]) for is_first, size, accuracy in chosen])
+            self._carried[rung] = chosen, found
+        return self._carried[rung][1]
 
 
-def _spread(given: list[Reference], most: int) -> list[Reference]:
+def _spread(given: list[_Known], most: int) -> list[_Known]:
     """At most so many, evenly taken."""
     return given if len(given) <= most else [given[at * len(given) // most] for at in range(most)]

@@ -33,10 +33,7 @@ def predicted_front(
     for own_bytes, own_errors in zip(site_bytes, errors, strict=True):
         sums = (total[:, None] + np.asarray(own_bytes, np.int64)[None, :]).ravel()
         losses = (error[:, None] + np.asarray(own_errors, np.float64)[None, :]).ravel()
-        order = np.lexsort((losses, sums))
-        least = np.minimum.accumulate(losses[order])
-        fresh = np.concatenate(([True], losses[order][1:] < least[:-1]))
-        kept = _thin(sums, order[fresh], most)
+        kept = _thin(sums, _undominated(sums, losses), most)
         steps.append((kept // len(own_bytes), kept % len(own_bytes)))
         total, error = sums[kept], losses[kept]
     state = np.arange(total.size)
@@ -46,6 +43,16 @@ def predicted_front(
         chosen[:, site] = choice[state]
         state = before[state]
     return total, error, chosen
+
+
+def _undominated(sums: npt.NDArray[np.int64], losses: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """The states that no other one is better than, by bytes; of equal ones the first."""
+    order = np.argsort(sums, kind="stable")  # one sort; a second one by losses would take longer than all the rest
+    sorted_losses = losses[order]
+    least = np.minimum.accumulate(sorted_losses)
+    fresh = order[np.concatenate(([True], sorted_losses[1:] < least[:-1]))]
+    bytes = sums[fresh]
+    return np.asarray(fresh[np.concatenate((bytes[1:] != bytes[:-1], [True]))])  # the last has the least loss
 
 
 def _thin(sums: npt.NDArray[np.int64], kept: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
@@ -66,9 +73,7 @@ def ladder(bytes: npt.NDArray[np.int64], losses: npt.NDArray[np.float64]) -> npt
         bytes: of each choice, (choices,).
         losses: of each choice, (choices,).
     """
-    order = np.lexsort((losses, bytes))
-    least = np.minimum.accumulate(losses[order])
-    return np.asarray(order[np.concatenate(([True], losses[order][1:] < least[:-1]))])
+    return _undominated(bytes, losses)
 
 
 def within(total: npt.NDArray[np.int64], most_bytes: float) -> int:

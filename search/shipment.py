@@ -13,7 +13,7 @@ import yaml
 
 from search.address import full_address, hide_password, sqlite_file
 from search.config import Config
-from search.config_fields import file_of
+from search.config_places import file_of
 from search.goals import moment_of
 from search.pool.bringing import EXCLUDES
 from spaces.errors import ConfigError

@@ -8,13 +8,12 @@ from typing import Any
 from sqlalchemy import Connection
 
 from search.config import storage_url
-from search.goals import ends_words
+from search.goals import SHARES, ends_words
 from search.lease import Holder, holder
 from search.storage import open_storage
 from search.storage.reading import Ended, best_within, count_states, latest_ends
 from search.stored import pick_study
 
-SHARES = (4, 8, 16)  # the best accuracy is told at the float bytes divided by these
 RECENT = 50  # trials that the rate is taken over, at most
 PAUSE_SECONDS = 60.0  # see `rate_of`
 

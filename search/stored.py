@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
 from search.address import hide_password
 from search.storage import Storage
 from search.storage.batches import refuse_unfinished
+from search.storage.documents import read_documents
 from search.storage.reading import read_names, read_study_attrs
 from spaces.errors import StudyError
 from spaces.space import Space
 
+_TESTED: Final = ("test", "within_noise")
 _NEEDED = {"config", "float", "smallest_bytes", "versions", "workload"}
 
 
@@ -53,6 +55,31 @@ def pick_study(storage: Storage, name: str | None) -> StoredStudy:
             f"lacks {', '.join(sorted(missing))}; launch its config again, or name another study"
         )
     return study
+
+
+def read_tested(connection: Connection, study_id: int, attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a study's front on the test split, as `search.honest.held_back` gives it.
+
+    Args:
+        connection: to the store.
+        study_id: the study's id in it.
+        attrs: the study's attributes, where earlier versions kept it.
+    """
+    found = read_documents(connection, study_id, _TESTED)
+    return {key: found.get(key, attrs.get(key, {})) for key in _TESTED}
+
+
+def load_tested(storage: Storage, study_id: int) -> dict[str, Any]:
+    """What is known of a study's front on the test split; to change it, use `Storage.set_documents`.
+
+    Raises:
+        StudyError: the database failed.
+    """
+
+    def read(connection: Connection) -> dict[str, Any]:
+        return read_tested(connection, study_id, read_study_attrs(connection, study_id))
+
+    return storage.run("reading the scores on the test split", read, write=False)
 
 
 def space_of_study(storage: Storage, study: StoredStudy) -> Space:

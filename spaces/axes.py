@@ -41,6 +41,8 @@ def on_axis(axis: Axis, value: Any) -> Any:
     """
     match axis:
         case Grid(name, values):
+            if value in values:
+                return values[values.index(value)]
             nearest = min(values, key=lambda v: abs(v - value))
             if not abs(nearest - value) <= 1e-6:  # NaN is none of them
                 raise ValueError(f"{name}: {value!r} is not among {values}")

@@ -2,14 +2,11 @@
 
 from contextlib import closing
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages._rdb.models import BaseModel
-from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event, select, text
 
@@ -18,30 +15,15 @@ from search.address import full_address
 from search.copying import Copied, copy
 from search.storage import End, Start, Storage, open_storage
 from search.study import open_study
-from tests import mariadb
-from tests.postgres import fresh_database
+from tests.stores import DISTRIBUTIONS, PARAMS, USER
 from tests.studies import CONFIG, SPACE, describe
 
 NAME = CONFIG.study
-DIRECTIONS = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
-DISTRIBUTIONS: dict[str, BaseDistribution] = {
-    "layers.0/ratio": FloatDistribution(0.0, 0.9, step=0.1),
-    "layers.0/bits": IntDistribution(2, 8),
-    "layers.0/kind": CategoricalDistribution(["none", None, True, 3]),
-    "temperature": FloatDistribution(1.0, 20.0, log=True),
-}
-PARAMS: dict[str, Any] = {
-    "layers.0/ratio": 0.3,
-    "layers.0/bits": 4,
-    "layers.0/kind": None,
-    "temperature": 1.0 / 3 + 1,
-}
-USER = {"digest": "ab" * 32, "origin": "uniform", "text": "größer ≥ 1\0\t\\N", "nested": {"a": [1, 2.5, None]}}
 TOLD = 9
 
 
 def start(number: int) -> Start:
-    params = {**PARAMS, "layers.0/bits": 2 + number % 7, "temperature": 1 + number / 3}
+    params = {**PARAMS[number % len(PARAMS)], "layers.0/bits": 2 + number % 7, "temperature": 1 + number / 3}
     return Start(
         number, params, DISTRIBUTIONS, {**USER, "asked": number}, {"nsga:generation": number}, {"sampler:n": number}
     )
@@ -89,16 +71,6 @@ def write(url: str, told: int = TOLD, asked: int = TOLD + 3) -> str:
             for step, value in enumerate([0.5, float("nan"), float("-inf")]):
                 storage.set_trial_intermediate_value(running, step, value)
     return url
-
-
-def new_database(kind: str, folder: Path, name: str = "target.db") -> str:
-    match kind:
-        case "sqlite":
-            return f"sqlite:///{folder / name}"
-        case "postgresql":
-            return fresh_database()
-        case _:
-            return mariadb.fresh_database()
 
 
 def tables(url: str, study: str = NAME) -> dict[str, list[tuple[Any, ...]]]:

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial
 from search.config import Config
 from search.config_sections import BudgetConfig, DistillationConfig, SamplerConfig, SpaceConfig
 from search.storage import open_storage
+from search.stored import load_tested
 
 STUDY = "tiny"
 TRIALS = 24
@@ -80,9 +81,10 @@ def rows_of(store: Path | str) -> list[Row]:
 
 
 def attrs_of(store: Path | str) -> dict[str, Any]:
-    """The study's own attributes."""
+    """What the study says of itself: its attributes, and what is known of its front on the test split."""
     with closing(open_storage(store if isinstance(store, str) else url_of(store), create=False)) as storage:
-        return dict(storage.get_study_user_attrs(storage.get_study_id_from_name(STUDY)))
+        study_id = storage.get_study_id_from_name(STUDY)
+        return {**storage.get_study_user_attrs(study_id), **load_tested(storage, study_id)}
 
 
 def document_of(store: Path | str, key: str) -> Any:
@@ -106,7 +108,7 @@ def untell(folder: Path, left: int) -> None:
     """Make the last trials what a driver that was killed leaves: asked, and not told."""
     with closing(open_storage(url_of(folder), create=False)) as storage:
         ids = [trial._trial_id for trial in storage.load_trials(storage.get_study_id_from_name(STUDY))[-left:]]
-        with storage.transaction("forgetting", write=True) as connection:
+        with storage.engine.begin() as connection:
             for trial_id in ids:
                 connection.exec_driver_sql(f"delete from trial_values where trial_id = {trial_id}")
                 connection.exec_driver_sql(

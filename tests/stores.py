@@ -26,7 +26,7 @@ PARAMS: list[dict[str, Any]] = [
     {"layers.0/ratio": 0.9, "layers.0/bits": 8, "layers.0/kind": None, "temperature": 1.0 / 3 + 1},
     {"layers.0/ratio": 0.0, "layers.0/bits": 2, "layers.0/kind": True, "temperature": 20.0},
 ]
-USER = {"policy": "ab" * 32, "origin": "uniform", "text": "größer ≥ 1\0\t\\N\n", "nested": {"a": [1, 2.5, None]}}
+USER = {"digest": "ab" * 32, "origin": "uniform", "text": "größer ≥ 1\0\t\\N\n", "nested": {"a": [1, 2.5, None]}}
 SYSTEM = {"nsga:generation": 3}
 ENDS: list[tuple[TrialState, list[float] | None]] = [
     (TrialState.COMPLETE, [0.98, 695360.0]),
@@ -35,11 +35,11 @@ ENDS: list[tuple[TrialState, list[float] | None]] = [
 ]
 
 
-def fresh_url(kind: str, folder: Path) -> str:
+def fresh_url(kind: str, folder: Path, name: str = "study.db") -> str:
     """The URL of a new database of a kind; the test is skipped where there is no such server to be had."""
     match kind:
         case "sqlite":
-            return f"sqlite:///{folder}/study.db"
+            return f"sqlite:///{folder}/{name}"
         case "postgresql":
             return postgres.fresh_database()
         case _:

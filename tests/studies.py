@@ -69,7 +69,6 @@ def describe(config: Config, **changed: Any) -> dict[str, Any]:
             "macs": 1e6,
         },
         "smallest_bytes": 10_000,
-        "test": {},
         "cache": "/nowhere",
         "device": "cpu",
         "coding": "packed",
@@ -122,7 +121,7 @@ TESTS = {"3": {"accuracy": 0.96, "ci95": None}, "4": {"accuracy": 0.9, "ci95": N
 def write_made_up(folder: Path) -> str:
     """Write the study `made-up` into `folder`/store.db, and return the store's URL."""
     url = f"sqlite:///{folder}/store.db"
-    write_study(url, CONFIG.study, describe(CONFIG, test=TESTS), SPACE, MADE_UP)
+    write_study(url, CONFIG.study, describe(CONFIG), SPACE, MADE_UP, {"test": TESTS})
     return url
 
 
@@ -199,7 +198,7 @@ def score_digits(folder: Path) -> DigitsStudy:
             ends.append(End(number, TrialState.COMPLETE, [score.accuracy, float(score.bytes)], told))
             scores.append(score)
         storage.write_trials(study_id, starts, ends)
-        storage.set_study_attrs(study_id, {"test": tests})
+        storage.set_documents(study_id, {"test": tests})
     finally:
         storage.close()
     return DigitsStudy(url, prepared.evaluation.cache, prepared, scores)

@@ -10,7 +10,8 @@ import torch
 from search.candidates import Checked, Prepared, check, prepare
 from search.config import Config
 from search.config_sections import CacheConfig, DistillationConfig, RuleConfig, SamplerConfig, SpaceConfig
-from search.samplers.loss_model import Features, unlearned
+from search.samplers.features import Features
+from search.samplers.loss_model import unlearned
 from spaces.errors import ConfigError, WorkloadError
 from spaces.policy import Policy
 from tests import tiny as workloads

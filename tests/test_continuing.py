@@ -136,7 +136,7 @@ class TestChoice:
                 for one in told
                 if one.rungs and not one.stopped and one.number not in taken
                 for end in one.rungs[-1:]
-                if end.rung < LAST and history.promotes(end.rung, end.accuracy, end.bytes)
+                if end.rung < LAST and history.judges(always=False).promote(end.rung, end.accuracy, end.bytes)
             ]
             found = continuing.choose(TURN, history)
             assert found == (min(able)[1] if able else None)

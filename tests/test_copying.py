@@ -22,9 +22,10 @@ from search.loop import launch
 from search.storage import open_storage
 from spaces.errors import StudyError
 from tests.commands import refused, run
-from tests.copies import DIRECTIONS, NAME, TOLD, copied, cut, go_on, new_database, quiet, tables, write
+from tests.copies import NAME, TOLD, copied, cut, go_on, quiet, tables, write
 from tests.postgres import fresh_database
 from tests.searches import STUDY, attrs_of, outcomes_of, rows_of, tiny, trials_of, untell, url_of
+from tests.stores import DIRECTIONS, fresh_url
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ class TestSameRows:
         ],
     )
     def test_table_by_table(self, tmp_path: Path, one: str, other: str) -> None:
-        source, target = write(new_database(one, tmp_path, "source.db")), new_database(other, tmp_path)
+        source, target = write(fresh_url(one, tmp_path, "source.db")), fresh_url(other, tmp_path, "target.db")
         done = copied(source, target)
         mine, theirs = tables(source), tables(target)
         assert mine.keys() == theirs.keys()
@@ -135,7 +136,7 @@ class TestInterrupted:
 
     @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
     def test_killed(self, source: str, tmp_path: Path, kind: str) -> None:
-        target = new_database(kind, tmp_path)
+        target = fresh_url(kind, tmp_path, "target.db")
         for trials in (4, 8):  # the second time it goes on after 4, and is killed again
             script = f"""
 import os, signal
@@ -292,7 +293,7 @@ class TestGoesOn:
     def test_as_if_it_had_always_been_there(self, undisturbed: Path, tmp_path: Path, kind: str) -> None:
         launch(tiny(tmp_path, trials=13))
         untell(tmp_path, 3)
-        target = new_database(kind, tmp_path)
+        target = fresh_url(kind, tmp_path, "target.db")
         assert copy(STUDY, url_of(tmp_path), target, quiet).trials == 13
         assert [trial.state for trial in trials_of(target)[-3:]] == [TrialState.RUNNING] * 3
         launch(tiny(tmp_path, storage=target))

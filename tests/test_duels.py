@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from search.duels import beaten_sentence, beaten_uniform, sentences, unbeaten_on_test
-from search.front import Candidate, Front, Point, front
-from search.storage.reading import OnRung
+from search.front import Front, Point, front
+from search.storage.reading import Candidate, OnRung
 from tests.studies import write_made_up
 
 NOTHING: Mapping[int, int] = {}

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from compress.files import artifact_path
 from search.export import SelectionError, apply, policy_file, policy_files, select, write_policy
-from search.front import Front, front, pick_study
+from search.front import Front, front
 from search.storage import open_storage
+from search.stored import pick_study
 from spaces.errors import ArtifactError, ConfigError, StudyError
 from spaces.policy import DistillationRecord, PolicyFile, read_policy
 from tests.studies import DigitsStudy, every_point, score_digits, write_made_up

@@ -12,10 +12,11 @@ import optuna
 import pytest
 
 from search.duels import sentences
-from search.front import front, pick_study
+from search.front import front
 from search.pareto import Box, hypervolume, knee, pareto
 from search.plot import plot, table
 from search.storage import open_storage
+from search.stored import pick_study
 from spaces.errors import ConfigError, StudyError
 from tests.studies import CONFIG, MADE_UP, MIXED, SPACE, Told, describe, every_point, write_made_up, write_study
 
@@ -65,17 +66,23 @@ class TestFrontOfAStore:
         assert document["unbeaten_uniform_on_test"] is None  # trial 2 was not scored there
         assert (document["stopped"], document["passes"]) == (0, {"forwards": 0, "backwards": 0})
 
-    def test_it_has_intervals_and_marks_on_the_test_split(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("earlier", [False, True], ids=["now", "an earlier version"])
+    def test_it_has_intervals_and_marks_on_the_test_split(self, tmp_path: Path, earlier: bool) -> None:
         url = f"sqlite:///{tmp_path}/new.db"
-        test = {str(trial): {"accuracy": 0.9, "ci95": [0.8, 0.95]} for trial in (1, 2, 3)}
-        attrs = describe(CONFIG, test={**test, "4": {"accuracy": 0.9, "ci95": None}})
-        write_study(url, "new", attrs | {"within_noise": {"2": None, "4": 2, "1": None, "3": 4}}, SPACE, MADE_UP)
+
+        def write(name: str, marks: dict[str, int | None]) -> None:
+            test = {str(trial): {"accuracy": 0.9, "ci95": [0.8, 0.95]} for trial in (1, 2, 3)}
+            tested = {"test": {**test, "4": {"accuracy": 0.9, "ci95": None}}, "within_noise": marks}
+            attrs, documents = (tested, {}) if earlier else ({}, tested)
+            write_study(url, name, describe(CONFIG, **attrs), SPACE, MADE_UP, documents)
+
+        write("new", {"2": None, "4": 2, "1": None, "3": 4})
         found = front("new", url)
         assert [point.within_noise_of for point in found.points] == [None, 2, None, 4]
         assert [point.test_accuracy_ci95 for point in found.points] == [(0.8, 0.95), None, (0.8, 0.95), (0.8, 0.95)]
         assert {point.test_accuracy for point in found.points} == {0.9}
         assert found.compared
-        write_study(url, "changed", attrs | {"within_noise": {"2": None, "4": 2, "1": None}}, SPACE, MADE_UP)
+        write("changed", {"2": None, "4": 2, "1": None})
         assert not front("changed", url).compared
 
     def test_without_a_name_it_is_the_only_study(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,9 +189,15 @@ class TestStart:
 
     def test_plans_are_made_seldom(self) -> None:
         """What costs is to learn and to solve again: a hundred times in the first 5,000 trials."""
-        plans = [front_sampler._rounded(told) for told in range(5001)]
+        plans = [front_sampler._rounded(told, 0) for told in range(5001)]
         assert all(told - told // 16 - 3 <= plan <= told for told, plan in enumerate(plans))
         assert len(set(plans)) < 100
+
+    def test_plans_are_made_more_seldom_in_a_wide_window(self) -> None:
+        """Else 384 candidates that run would wait for fifty plans while the first results come in."""
+        plans = [front_sampler._rounded(told, 384) for told in range(5001)]
+        assert all(told - (told + 384) // 16 <= plan <= told for told, plan in enumerate(plans))
+        assert len(set(plans[:385])) == 15
 
 
 SHARES = "a/channels"

@@ -94,17 +94,16 @@ class TestDeadline:
         time.sleep(0.04)
         assert not deadline.passed
         deadline.start()
-        assert not deadline.passed
         time.sleep(0.04)
         assert deadline.passed
 
-    @pytest.mark.parametrize(("timeout", "seconds"), [(None, 0.05), (3600.0, 0.05), (0.05, 3600.0)])
+    @pytest.mark.parametrize(("timeout", "seconds"), [(None, 1.0), (3600.0, 1.0), (1.0, 3600.0)])
     def test_the_first_one_counts(self, timeout: float | None, seconds: float) -> None:
         now = datetime.now(UTC)
         deadline = Deadline(timeout, (now + timedelta(seconds=seconds)).isoformat(), now)
         deadline.start()
         assert not deadline.passed
-        time.sleep(0.07)
+        time.sleep(1.1)
         assert deadline.passed
 
 

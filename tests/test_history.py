@@ -10,7 +10,7 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from search.samplers.history import History, Look, Scale, Seen, pareto_of
+from search.samplers.history import History, Look, Scale, Seen
 from search.samplers.table import Table
 from tests.worlds import world
 
@@ -61,17 +61,20 @@ def facts(look: Look) -> tuple[object, ...]:
     def of(many: Sequence[Seen]) -> list[object]:
         return [(s.number, s.table, s.choices.tolist(), s.bytes, s.accuracy, s.losses, s.stopped) for s in many]
 
-    return repr(of(look.told)), repr(of(look.running)), repr(of(look.front)), look.places
+    return repr(of(look.told)), repr(of(look.running)), repr(of(look.front))
 
 
 def test_what_is_seen_does_not_depend_on_what_was_seen_before() -> None:
     every, draw, one = trials(), np.random.default_rng(1), History(TABLES)
+    found = History(TABLES).look(every).told
+    seen_alone = [seen for seen in found if [other.place for other in found].count(seen.place) == 1]
     done: set[int] = set()
     for count in range(1, 61):
         done |= {int(i) for i in draw.integers(0, count, 2)} if count < 50 else {count - 20, count - 1}
         visible = [trial if trial.number in done else running(trial) for trial in every[:count]]
         kept = one.look(visible)
         before = facts(kept)
+        assert all((seen.place in kept) == (seen.number < count) for seen in seen_alone)
         assert before == facts(History(TABLES).look(visible))
         assert [s.number for s in kept.told] == sorted(done)
         one.look([*visible, running(every[0])])
@@ -90,7 +93,7 @@ def test_trials_are_read_as_they_are() -> None:
             wished = TABLES[seen.table].numbers(trial.params)
             assert seen.choices.tolist() == wished
         assert seen.losses == ((0.1, 0.05) if trial.number % 2 else ())
-        assert seen.place in look.places
+        assert seen.place in look
 
 
 def test_the_front_is_of_complete_ones_that_were_not_stopped() -> None:
@@ -106,7 +109,25 @@ def test_the_front_is_of_complete_ones_that_were_not_stopped() -> None:
         )
     ]
     assert [one.number for one in look.front] == [one.number for one in sorted(wished, key=lambda one: one.bytes)]
-    assert pareto_of(known[::-1]) == look.front
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_front_grows_by_one_trial_at_a_time(seed: int) -> None:
+    draw, look, known = np.random.default_rng(seed), Look(), []
+    for number in range(40):
+        losses = (math.inf if draw.random() < 0.1 else float(draw.integers(1, 12)),)
+        known.append(Seen(number, {}, 0, np.zeros(1, np.int64), 0.5, float(draw.integers(1, 12)), losses, False))
+        look.add(known[-1])
+        front = [
+            one
+            for one in known
+            if not any(
+                ((o.bytes, o.number) < (one.bytes, one.number) and o.lack <= one.lack)
+                or (o.bytes == one.bytes and o.lack < one.lack)
+                for o in known
+            )
+        ]
+        assert look.front == sorted(front, key=lambda one: one.bytes)
 
 
 def test_what_waits_is_not_seen() -> None:

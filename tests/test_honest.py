@@ -1,7 +1,11 @@
 """The end of a search: exact tests of paired outcomes, marks against brute force, and what a study is told."""
 
+import hashlib
+import json
 import math
 import random
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -11,15 +15,22 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from sqlalchemy import delete
 
 from compress.files import artifact_path
-from objectives.accuracy import Z95, accuracy, interval
+from objectives.accuracy import Z95, Accuracy, accuracy, interval
+from objectives.packed import keep_packed
 from objectives.serving import load
-from search.front import Front, front
-from search.honest import mcnemar, more_accurate, within_noise
+from search.front import Front, front, read_front
+from search.honest import held_back, mcnemar, more_accurate, within_noise
 from search.loop import launch
 from search.storage import open_storage
+from search.storage.documents import TABLE as DOCUMENTS
+from search.stored import load_tested, pick_study
+from search.tasks import Result, Task
 from tests.searches import STUDY, attrs_of, tiny, url_of
+from tests.stores import fresh_url
+from tests.studies import CONFIG, MIXED, SPACE, Told, describe, write_study
 from tests.tiny import SIZES, clouds
 
 Values = NDArray[np.float32]
@@ -163,12 +174,67 @@ def outcomes_of(folder: Path, found: Front, entry: str) -> dict[int, torch.Tenso
     return results
 
 
-def change_attrs(folder: Path, attrs: dict[str, Any]) -> None:
-    storage = open_storage(url_of(folder), create=False)
-    try:
-        storage.set_study_attrs(storage.get_study_id_from_name(STUDY), attrs)
-    finally:
-        storage.close()
+def make_earlier(folder: Path, tested: dict[str, Any]) -> None:
+    """Have a study keep what is known on the test split as its attributes, as earlier versions did."""
+    with closing(open_storage(url_of(folder), create=False)) as storage:
+        study_id = storage.get_study_id_from_name(STUDY)
+        with storage.engine.begin() as connection:
+            connection.execute(delete(DOCUMENTS).where(DOCUMENTS.c.key.in_(tested)))
+        storage.set_study_attrs(study_id, tested)
+
+
+def forget_tested(folder: Path) -> None:
+    with closing(open_storage(url_of(folder), create=False)) as storage:
+        storage.set_documents(storage.get_study_id_from_name(STUDY), {"test": {}, "within_noise": {}})
+
+
+class Recorded:
+    """A pool that knows what each packed file scores, by trial."""
+
+    def __init__(self, scores: Sequence[Accuracy]) -> None:
+        self._scores, self._results = scores, list[Result]()
+
+    def submit(self, task: Task) -> None:
+        self._results.append(Result(task.number, test=self._scores[task.number]))
+
+    def collect(self, timeout: float) -> list[Result]:
+        results, self._results = self._results, []
+        return results
+
+    def withdraw(self) -> int:
+        return len(self._results)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "mariadb"])
+def test_the_scores_of_a_large_front_are_stored_and_read(tmp_path: Path, kind: str) -> None:
+    url, members = fresh_url(kind, tmp_path), 1500
+    blobs = [str(number).encode() for number in range(members)]
+    artifacts = [hashlib.sha256(blob).hexdigest() for blob in blobs]
+    told = [
+        Told(MIXED, [((number + 1) / members, 20_000 + number)], artifact=artifact)
+        for number, artifact in enumerate(artifacts)
+    ]
+    write_study(url, "large", describe(CONFIG), SPACE, told)
+    for artifact, blob in zip(artifacts, blobs, strict=True):
+        keep_packed(tmp_path, artifact, blob)
+    scores = [Accuracy(number / 3000 + 1e-17, (number / 3001, number / 2999)) for number in range(members)]
+
+    with closing(open_storage(url, create=False)) as storage:
+        study = pick_study(storage, "large")
+        before = read_front(storage, study)
+        new = held_back(before, load_tested(storage, study.id), Recorded(scores), tmp_path, lambda line: None)
+        assert new is not None
+        storage.set_documents(study.id, new)
+        found = read_front(storage, study)
+
+    assert (len(before.points), before.compared) == (members, False)
+    assert found.compared
+    assert [point.test_accuracy for point in found.points] == [one.value for one in scores]
+    assert [point.test_accuracy_ci95 for point in found.points] == [one.ci95 for one in scores]
+    assert len(json.dumps(new["test"])) > 2**16
 
 
 class TestASearch:
@@ -190,6 +256,9 @@ class TestASearch:
                 "ci95": list(point.test_accuracy_ci95 or ()),
             }
         assert found.float.test_accuracy_ci95 is not None
+        with closing(open_storage(url_of(undisturbed), create=False)) as storage:  # which MySQL ends at 64 kB
+            kept = storage.get_study_user_attrs(storage.get_study_id_from_name(STUDY))
+        assert not kept.keys() & {"test", "within_noise"}
 
     def test_a_front_that_changed_is_compared_anew(self, tmp_path: Path, undisturbed: Path) -> None:
         first = launch(tiny(tmp_path, 8)).front
@@ -201,7 +270,7 @@ class TestASearch:
         launch(tiny(tmp_path, 8))
         attrs = attrs_of(tmp_path)
         old = {trial: test["accuracy"] for trial, test in attrs["test"].items()}
-        change_attrs(tmp_path, {"test": old, "within_noise": {}})
+        make_earlier(tmp_path, {"test": old, "within_noise": {}})
         read = front(STUDY, url_of(tmp_path))
         assert not read.compared
         assert all(point.test_accuracy == old[str(point.trial)] for point in read.points)
@@ -216,7 +285,7 @@ class TestASearch:
         lost = artifact_path(tmp_path / "cache", whole.points[-1].artifact or "")
         blob = lost.read_bytes()
         lost.unlink()
-        change_attrs(tmp_path, {"test": {}, "within_noise": {}})
+        forget_tested(tmp_path)
         assert launch(tiny(tmp_path, 8)).front.points == whole.points
         assert lost.read_bytes() == blob
 
@@ -224,7 +293,7 @@ class TestASearch:
         launch(tiny(tmp_path, 8))
         whole = front(STUDY, url_of(tmp_path))
         artifact_path(tmp_path / "cache", whole.points[-1].artifact or "").write_bytes(b"damaged")
-        change_attrs(tmp_path, {"test": {}, "within_noise": {}})
+        forget_tested(tmp_path)
         found = launch(tiny(tmp_path, 8)).front
         assert found.points[-1].test_accuracy is None
         assert not found.compared

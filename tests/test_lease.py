@@ -10,7 +10,8 @@ import pytest
 from optuna.study import StudyDirection
 from sqlalchemy import inspect, text
 
-from search.lease import Holder, Lease, ask_to_stop, holder, process_started, refuse_held
+from search.lease import Holder, Lease, ask_to_stop, holder, refuse_held
+from search.processes import process_started
 from search.storage import Storage, open_storage
 from spaces.errors import StudyError
 from tests import processes
@@ -305,25 +306,3 @@ def test_of_many_that_start_at_once_one_gets_it(storage: Storage, study_id: int)
     assert len(waiting) == 1
     assert sorted(racer.returncode for racer in racers) == [0, 1, 1]
     assert sum("StudyError: study" in errors for _, errors in said) == 2
-
-
-def test_processes_are_told_apart_by_their_start() -> None:
-    with processes.start("input()") as process:
-        first = process_started(process.pid)
-        assert first
-        assert first == process_started(process.pid) != process_started(os.getppid())
-        process.kill()
-    assert process_started(process.pid) is None
-    assert process_started(1) is not None
-
-
-def test_processes_are_told_apart_without_proc() -> None:
-    from search.lease import _started_by_ps
-
-    with processes.start("input()") as process:
-        assert _started_by_ps(process.pid)
-        process.kill()
-        while process_started(process.pid) is not None:
-            time.sleep(0.01)
-        assert _started_by_ps(process.pid) is None  # a zombie
-    assert _started_by_ps(process.pid) is None

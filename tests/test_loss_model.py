@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from search.samplers.loss_model import RANK, Features, LossModel, learn, unlearned
+from search.samplers.features import RANK, Features
+from search.samplers.loss_model import LossModel, learn, unlearned
 from search.samplers.table import SiteTable, Table
 
 Floats = npt.NDArray[np.float64]
@@ -162,6 +163,29 @@ class TestSeveralSites:
         assert spreads[1] < 0.6 * spreads[0]
 
 
+class TestTogether:
+    def test_many_policies_are_predicted_as_each_alone(self) -> None:
+        """To the last bit: what runs is predicted one by one in a search, and all at once when it goes on."""
+        draw = np.random.default_rng(4)
+        table = table_of(31, draw)
+        numbers = policies(table, 60, draw)
+        model = learn(Features([table]), trials_of(numbers[:30]), logs_of(table, numbers[:30], np.zeros(31)))
+        alone = [model.mean(0, row[None])[0] for row in numbers]
+        assert model.mean(0, numbers).tolist() == alone
+
+    def test_trials_of_several_tables_are_joined_in_their_order(self) -> None:
+        draw = np.random.default_rng(5)
+        tables = [table_of(4, draw, kinds=2) for _ in range(3)]
+        features = Features(tables)
+        mixed = [(int(draw.integers(3)), row) for row in policies(tables[0], 20, draw)]
+        for kind in range(len(features.kinds)):
+            joined = features.joined(mixed, kind)
+            for i, (table, row) in enumerate(mixed):
+                one = features.terms(table, row[None], kind)
+                assert joined.logs[i].tolist() == one.logs[0].tolist()
+                assert joined.choices[i].tolist() == one.choices[0].tolist()
+
+
 class TestKinds:
     @pytest.mark.parametrize("right", [0, 1, 2])
     def test_the_sensitivity_that_explains_the_trials_is_taken(self, right: int) -> None:
@@ -196,9 +220,8 @@ class TestKinds:
         draw = np.random.default_rng(9)
         table = table_of(5, draw, kinds=2)
         scaled = tuple(SiteTable(s.name, s.points, s.bytes, s.losses * [1e6, 1.0]) for s in table.sites)
-        for one, other in zip(
-            *(unlearned(Features([t])).costs(0, np.zeros(99)) for t in (table, Table(scaled))), strict=True
-        ):
+        models = [unlearned(Features([t])) for t in (table, Table(scaled))]
+        for one, other in zip(*(model.costs(0, model.weights()) for model in models), strict=True):
             np.testing.assert_allclose(one, other)
         means = [Features([t]).kinds[0][0] for t in (table, Table(scaled))]
         for a, b in zip(*means, strict=True):

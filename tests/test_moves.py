@@ -5,10 +5,12 @@ import pytest
 
 from search.samplers.moves import crossed, mutated, switches
 from search.samplers.table import SiteTable, Table
+from search.sensitivity import ladder
 from tests.worlds import world
 
 TABLE = world(2, 6).table
 COSTS = [site.losses[:, 1] for site in TABLE.sites]
+LADDERS = [ladder(site.bytes, cost) for site, cost in zip(TABLE.sites, COSTS, strict=True)]
 CHOICES = len(TABLE.sites[0].points)
 
 
@@ -27,7 +29,7 @@ def test_a_switch_makes_one_site_larger_and_pays_with_another() -> None:
     draw, paid = np.random.default_rng(1), 0
     for parent in parents(60):
         before = parent.copy()
-        children = switches(TABLE, COSTS, parent, 4, draw)
+        children = switches(TABLE, LADDERS, parent, 4, draw)
         assert np.array_equal(parent, before)
         assert len(children) <= 4
         for child in children:
@@ -50,7 +52,7 @@ def test_no_more_is_paid_than_is_owed() -> None:
     """But for the odd one, the next larger choice of the site that pays would be too large."""
     draw, least, all_paid = np.random.default_rng(2), 0, 0
     for parent in parents(100):
-        for child in switches(TABLE, COSTS, parent, 4, draw):
+        for child in switches(TABLE, LADDERS, parent, 4, draw):
             size = TABLE.bytes(np.stack([parent, child]))
             shrunk = [i for i in range(6) if TABLE.sites[i].bytes[child[i]] < TABLE.sites[i].bytes[parent[i]]]
             if size[1] > size[0] or not shrunk:
@@ -64,8 +66,8 @@ def test_no_more_is_paid_than_is_owed() -> None:
 
 def test_without_two_sites_that_can_move_nothing_is_switched() -> None:
     lone = Table((TABLE.sites[0], SiteTable("b", ({},), np.array([100]), np.array([[0.1]]))))
-    costs = [lone.sites[0].losses[:, 0], np.array([0.1])]
-    found = switches(lone, costs, np.array([3, 0]), 8, np.random.default_rng(0))
+    ladders = [ladder(lone.sites[0].bytes, lone.sites[0].losses[:, 0]), np.array([0])]
+    found = switches(lone, ladders, np.array([3, 0]), 8, np.random.default_rng(0))
     assert found.shape == (0, 2)
 
 
@@ -96,7 +98,7 @@ def test_the_same_numbers_give_the_same_children(move: str) -> None:
         draw = np.random.default_rng(3)
         match move:
             case "switch":
-                return switches(TABLE, COSTS, first, 5, draw).tolist()  # type: ignore[no-any-return]
+                return switches(TABLE, LADDERS, first, 5, draw).tolist()  # type: ignore[no-any-return]
             case "cross":
                 return crossed(first, second, 5, draw).tolist()  # type: ignore[no-any-return]
             case _:

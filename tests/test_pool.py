@@ -390,6 +390,6 @@ class TestRayItself:
                 pool.wait_until_ready(2, timeout)
                 pool.submit(task(1))
                 assert pool.collect(timeout) == []
-                assert time.monotonic() - begun < 2 * timeout + 0.3
+                assert time.monotonic() - begun < 2 * timeout + 3  # who waits for the worker takes 5 s
         finally:
             pool.close()

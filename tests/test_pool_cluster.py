@@ -187,7 +187,7 @@ def test_a_cluster_that_stays_lost_ends_the_search(tmp_path: Path) -> None:
         f"""
         import search.pool.connecting, search.pool.rejoining
         from tests import processes
-        search.pool.rejoining.PATIENCE, search.pool.connecting.DOOR_SECONDS = 2.0, 1.0
+        search.pool.rejoining.PATIENCE_SECONDS, search.pool.connecting.DOOR_SECONDS = 2.0, 1.0
         os.environ["RAY_CLIENT_RECONNECT_GRACE_PERIOD"] = "2"
         made = cluster(ray_client_server_port={port})
         made.add_node(num_cpus=1)

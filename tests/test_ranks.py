@@ -77,6 +77,8 @@ class TestRanks:
         for new in [*scores(seed + 100, kind), *given]:
             for k, stairs in enumerate(ranks, start=1):
                 assert stairs.dominates(*new) == (ranks.rank(*new) > k)
+                assert ranks.is_within(k, *new) == (ranks.rank(*new) <= k)
+            assert ranks.is_within(len(given) + 1, *new)
 
     def test_the_last_within_a_share_is_the_largest_of_which_no_more_have_it(self, kind: str, seed: int) -> None:
         given = scores(seed, kind)

@@ -13,10 +13,12 @@ from sqlalchemy import Engine, event
 
 from benchmarks.reading import SPACE, STUDY, fill
 from search.export import policy_files
-from search.front import Candidate, front, pick_study, read_front
-from search.status import SHARES, status
+from search.front import front, read_front
+from search.goals import SHARES
+from search.status import status
 from search.storage import End, Start, open_storage
-from search.storage.reading import OnRung, best_within, read_attrs, read_candidates, read_params
+from search.storage.reading import Candidate, OnRung, best_within, read_attrs, read_candidates, read_params
+from search.stored import pick_study
 from search.study import open_study
 from tests import mariadb, postgres
 from tests.studies import every_point

@@ -209,7 +209,7 @@ class TestRaces:
         for i in range(100):
             told.tell(i, (score(0, i / 100, 100 + i),), (outcomes(i),), stopped=False)
         judgement = told.judges(always=False)
-        sizes = [one.bytes for one in judgement.references[0]]
+        sizes = judgement.references[0].bytes
         assert len(sizes) == CARRIED
         assert max(b - a for a, b in zip([100, *sizes], [*sizes, 199], strict=True)) <= 100 // CARRIED + 1
 
@@ -259,4 +259,3 @@ class TestHistory:
         for one in given:
             ranks.add(*one)
         assert all(told.rank(0, *one) == ranks.rank(*one) for one in given)
-        assert all(told.promotes(0, *one) == told.judges(always=False).promote(0, *one) for one in given)

@@ -103,7 +103,7 @@ def test_a_launch_that_has_not_begun_to_search_ends_with_130(tmp_path: Path, whe
         assert process.stdout is not None
         assert process.stdout.readline() == "now\n"
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=50)
     finally:
         process.kill()
     assert (process.returncode, out) == (130, "")

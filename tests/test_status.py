@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from search.front import Front, front
-from search.status import SHARES, Best, Status, rate_of, status
+from search.goals import SHARES
+from search.status import Best, Status, rate_of, status
 from search.storage import open_storage
 from search.storage.reading import Ended, latest_ends
 from tests.searches import STUDY, url_of

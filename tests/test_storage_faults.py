@@ -191,7 +191,7 @@ def test_patience_ends(storage: Storage, study_id: int, server: Server, said: li
         storage.load_trials(study_id)
     server.start()
 
-    assert 0.9 < waited < 5
+    assert 0.9 < waited < 30
     assert "secret" not in str(caught.value)
     assert len(said) == 1
 

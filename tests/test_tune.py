@@ -31,6 +31,7 @@ from tests.searches import STUDY, TRIALS, attrs_of, outcomes_of, rows_of, tiny
 slow = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 300.0
+NO_ROOM = "failed 3 times, the last time: the metric failed on the validation split: out of memory: so much"
 
 
 def in_tune(folder: Path, trials: int = TRIALS, **changed: Any) -> Config:
@@ -159,6 +160,25 @@ class TestFailures:
         errors = {row.attrs["error"] for rows in (pool, tune) for row in rows if row.state == "FAIL"}
         died = "its process crashed or was killed, for example for want of memory"
         assert errors == {f"it killed its worker 3 times, the last time: {died}"}
+
+    @slow
+    def test_what_a_worker_had_no_room_for_is_tried_again_after_pauses(
+        self, local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("search.pool.retrying.PAUSES", (2.0, 4.0))
+        for name in ("pool", "tune"):
+            (tmp_path / name).mkdir()
+        launch(tiny(tmp_path / "pool", 10, workload="tests.tiny:hungry", workers=2))
+        launch_in_tune(in_tune(tmp_path / "tune", 10, workload="tests.tiny:hungry"), fitted)
+        assert same_study(tmp_path / "pool", tmp_path / "tune")
+        failed = [row for row in rows_of(tmp_path / "tune") if row.state == "FAIL" and "repeat_of" not in row.attrs]
+        assert failed
+        for row in failed:
+            assert row.attrs["error"] == NO_ROOM
+            tries = [one for one in reported(tmp_path / "tune") if one["config"]["trial"] == row.number]
+            first, second, third = sorted(one["timestamp"] for one in tries)  # whole seconds
+            assert second - first >= 2
+            assert third - second >= 4
 
     @slow
     def test_a_workload_that_differs_between_processes_stops_the_search(self, local_ray: None, tmp_path: Path) -> None:

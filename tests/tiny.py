@@ -94,6 +94,11 @@ def deadly() -> Workload:
     return workload(_die)
 
 
+def hungry() -> Workload:
+    """A candidate that is too wrong has no room in memory, whenever it is tried."""
+    return workload(_starve)
+
+
 def regression() -> Workload:
     """Its outputs are values, (samples, 1), and its metric is minus the squared error of each."""
     train, calibration, validation, test = (clouds(size, seed) for seed, size in enumerate(SIZES))
@@ -191,6 +196,13 @@ def _refuse(outputs: Tensor, targets: Tensor) -> Tensor:
     outcomes = accuracy(outputs, targets)
     if outcomes.mean() < TOO_WRONG:
         raise ArithmeticError(f"only {outcomes.mean():.3f} are right")
+    return outcomes
+
+
+def _starve(outputs: Tensor, targets: Tensor) -> Tensor:
+    outcomes = accuracy(outputs, targets)
+    if outcomes.mean() < TOO_WRONG:
+        raise MemoryError("so much")
     return outcomes
 
 

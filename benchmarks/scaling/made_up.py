@@ -101,10 +101,10 @@ def score_of(policy: Policy, table: Table) -> Score:
 
 
 class Sleeper:
-    """A simulated worker, or many of them at once: it takes its time and gives made-up scores."""
+    """A simulated worker, or many of them at once: each takes its time and gives made-up scores."""
 
-    def __init__(self, low: float, high: float) -> None:
-        self._low, self._high = low, high
+    def __init__(self, workers: int, low: float, high: float) -> None:
+        self._workers, self._low, self._high = asyncio.Semaphore(workers), low, high
         self._table = made_up().knowledge.tables[0]
 
     async def ready(self) -> str:
@@ -114,10 +114,11 @@ class Sleeper:
         return str(ray.get_runtime_context().get_node_id())
 
     async def run(self, task: ScoreTask) -> Result:
-        """Sleep, and make a score up."""
-        seconds = seconds_of(task.policy, self._low, self._high)
-        score = score_of(task.policy, self._table)
-        await asyncio.sleep(seconds)
+        """Wait for a worker that is free; sleep, and make a score up."""
+        async with self._workers:
+            seconds = seconds_of(task.policy, self._low, self._high)
+            score = score_of(task.policy, self._table)
+            await asyncio.sleep(seconds)
         return Result(task.number, score=score, seconds=seconds, host="here")
 
 
@@ -125,5 +126,6 @@ def sleepers(concurrency: int, low: float, high: float) -> Callable[[], Any]:
     """What starts an actor of so many simulated workers."""
     import ray
 
-    kind: Any = ray.remote(num_cpus=0, max_concurrency=concurrency + 8)(Sleeper)
-    return lambda: kind.remote(low, high)
+    calls = 2 * concurrency + 8  # as many as the pool hands out, and more than one for `ready`
+    kind: Any = ray.remote(num_cpus=0, max_concurrency=calls)(Sleeper)
+    return lambda: kind.remote(concurrency, low, high)

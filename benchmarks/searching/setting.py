@@ -23,7 +23,8 @@ from search.candidates import Checked, Prepared, build_here, check, prepare
 from search.config import Config, load_config
 from search.front import DEPLOYED_DROP
 from search.pareto import Box
-from search.samplers.loss_model import Features, unlearned
+from search.samplers.features import Features
+from search.samplers.loss_model import unlearned
 from search.samplers.named import Knowledge
 from search.sensitivity import predicted_front
 from search.tasks import LayerTask

@@ -29,7 +29,8 @@ _FIXES = {
     "auto": "start Ray on this machine (`ray start`), name the cluster (ray://HOST:PORT), or leave ray.address out to "
     "search on this machine alone",
     "client": "check host, port and firewall, and that the head runs Ray's client server (ray start --head "
-    "--ray-client-server-port=PORT, mostly 10001)",
+    "--ray-client-server-port=PORT, mostly 10001); a head that asks for Ray's token lets in only who has "
+    "RAY_AUTH_MODE=token set",
     "native": "check host and port (mostly 6379), and that this machine is a node of that cluster (ray start "
     "--address=HOST:PORT); from other machines it is ray://HOST:10001",
 }

@@ -17,7 +17,7 @@ _NOT_ITS_OWN = ("node has died", "`ray.kill`", "owner has died", "INTENDED_SYSTE
 _ELSEWHERE = (ActorUnavailableError, NodeDiedError, ObjectLostError, ObjectStoreFullError, OutOfDiskError)
 # one wording each, as a trial keeps it: whether Ray learns the exit code is a matter of timing
 _DIED = "its process crashed or was killed, for example for want of memory"
-_OUT_OF_MEMORY = "out of memory: Ray ended it, as its node had too little left"
+OUT_OF_MEMORY = "out of memory: Ray ended it, as its node had too little left"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def loss_of(error: Exception) -> Loss | None:
     """
     text = str(error)
     if isinstance(error, OutOfMemoryError):
-        return Loss(_OUT_OF_MEMORY, own=True)
+        return Loss(OUT_OF_MEMORY, own=True)
     if isinstance(error, _ELSEWHERE):
         return Loss(last_line(error), own=False)
     if isinstance(error, WorkerCrashedError):
@@ -49,7 +49,7 @@ def loss_of(error: Exception) -> Loss | None:
         return None
     if error.preempted or any(words in text for words in _NOT_ITS_OWN):
         return Loss(last_line(error), own=False)
-    return Loss(_OUT_OF_MEMORY if "OUT_OF_MEMORY" in text else _DIED, own=True)
+    return Loss(OUT_OF_MEMORY if "OUT_OF_MEMORY" in text else _DIED, own=True)
 
 
 def starts_with_an_error(error: Exception) -> bool:

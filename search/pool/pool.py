@@ -12,10 +12,13 @@ from objectives.workload import LoadedWorkload
 from search.arrivals import Arrivals
 from search.config import Config
 from search.pool.connecting import is_client, joined_address, start_ray, stop_ray
+from search.pool.head import HeadWatch, head_address
+from search.pool.losses import OUT_OF_MEMORY
 from search.pool.rejoining import Rejoining
 from search.pool.retrying import Retries
 from search.pool.room import alive_nodes, check_local
 from search.pool.staff import Back, Staff
+from search.pool.suspects import Suspects
 from search.pool.workers import requested, starter
 from search.progress import say as say_on_stderr
 from search.tasks import Result, Task
@@ -78,18 +81,21 @@ class RayPool:
             return Staff(start, workers, concurrency, None if local else asked, say)
 
         self._hire = hired
-        self._rejoins = is_client() and (self._ours or joined)
+        client = is_client()
+        self._rejoins = client and (self._ours or joined)
+        self._watch = None if local or client else HeadWatch(head_address(), say)
         self._arrivals = Arrivals(evaluation.cache, say)
         self._queue: deque[Task] = deque()
         self._running: dict[int, Task] = {}  # by the number of the call, which is the order of handing out
         self._results: list[Result] = []
         self._retries = Retries()
+        self._suspects = Suspects()
         self._deaths: dict[int, list[_Death]] = {}
         self._rejoining: Rejoining | None = None
         try:
             self._staff = hired()
         except ConnectionError as error:
-            raise StudyError(f"the connection to Ray was lost as workers were started: {error}") from error
+            self._rejoin(error)
 
     def is_ready(self) -> bool:
         """Whether a worker has loaded the workload; does not wait.
@@ -124,8 +130,8 @@ class RayPool:
         """Results that are ready, all of them; waits up to `timeout` seconds for the first one.
 
         Raises:
-            StudyError: no worker can be started, a cluster stays lost, or the cache folder could not be written for
-                too long.
+            StudyError: no worker can be started, a cluster or its head stays lost, or the cache folder could not be
+                written for too long.
         """
         end = time.monotonic() + timeout
         while True:
@@ -144,10 +150,13 @@ class RayPool:
         """Take back what no worker has been handed; how many results are still to come."""
         self._queue.clear()
         self._retries.clear()
+        self._suspects.clear()
         return len(self._running) + len(self._results) + self._arrivals.waiting
 
     def close(self) -> None:
         """End the workers, and the Ray that was started for them."""
+        if self._watch is not None:
+            self._watch.close()
         if self._rejoining is None:
             self._staff.close()
         else:
@@ -162,10 +171,12 @@ class RayPool:
     @property
     def _busy(self) -> bool:
         """Whether workers have something to do."""
-        return bool(self._running or self._queue or self._retries)
+        return bool(self._running or self._queue or self._retries or self._suspects)
 
     def _pump(self, timeout: float) -> None:
         """Take in what workers are done with, and hand out what they have room for."""
+        if self._watch is not None:
+            self._watch.check()
         if self._rejoining is not None:
             staff = self._rejoining.staff(timeout)
             if staff is None:
@@ -181,14 +192,23 @@ class RayPool:
 
     def _dispatch(self) -> None:
         try:
-            while self._rejoining is None and (self._handed_again() or self._handed_next()):
+            while self._rejoining is None and (self._handed_again() or self._handed_next() or self._handed_alone()):
                 pass
         except ConnectionError as error:
             self._rejoin(error)
 
+    def _handed_alone(self) -> bool:
+        """Hand out what is to run alone, once nothing else runs; whether that was so, and a worker had room."""
+        task = self._suspects.next
+        if task is None or self._running or (call := self._staff.hand(task)) is None:
+            return False
+        self._suspects.begun()
+        self._running[call] = task
+        return True
+
     def _handed_again(self) -> bool:
         """Hand out what is to be tried again; whether a worker other than those that failed had room."""
-        task = self._retries.due()
+        task = None if self._suspects else self._retries.due()
         if task is None or (call := self._staff.hand(task, self._retries.seats(task))) is None:
             return False
         self._retries.pop()
@@ -197,20 +217,23 @@ class RayPool:
 
     def _handed_next(self) -> bool:
         """Hand out the first in the queue; whether a worker had room."""
-        if not self._queue or (call := self._staff.hand(self._queue[0])) is None:
+        if self._suspects or not self._queue or (call := self._staff.hand(self._queue[0])) is None:
             return False
         self._running[call] = self._queue.popleft()
         return True
 
     def _take_in(self, back: Back) -> None:
         result = back.result
-        if result is None and (given_up := self._given_up(back)) is not None:
+        doubtful = not self._suspects.ended(back.task.number) and back.death == OUT_OF_MEMORY
+        if result is None and not doubtful and (given_up := self._given_up(back)) is not None:
             result = Result(back.task.number, error=given_up)
         del self._running[back.call]  # not before: a cluster that is lost meanwhile loses what runs, and no more
         if result is not None:
             self._retries.forget(result.number)
             self._deaths.pop(result.number, None)
             self._results.append(result)
+        elif back.death == OUT_OF_MEMORY:
+            self._suspects.add(back.task)
         elif back.refused is None:
             self._queue.appendleft(back.task)
 
@@ -240,5 +263,7 @@ class RayPool:
             raise StudyError(f"the connection to Ray is lost: {error}") from error
         self._say("the connection to the Ray cluster is lost: it is joined again, and what ran there is tried again")
         self._queue.extendleft(reversed(self._running.values()))
+        for task in self._running.values():
+            self._suspects.ended(task.number)
         self._running.clear()
         self._rejoining = Rejoining(stop_ray, lambda: start_ray(self._config, self._say), self._hire)

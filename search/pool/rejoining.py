@@ -5,10 +5,10 @@ import threading
 import time
 from collections.abc import Callable
 
+from search.patience import PATIENCE_SECONDS
 from search.pool.staff import Staff
 from spaces.errors import StudyError
 
-PATIENCE = 600.0  # seconds that a lost cluster is waited for
 PAUSE_SECONDS = 1.0  # between two tries
 LEAVE_SECONDS = 5.0  # that a try which is under way is waited for at the end
 
@@ -43,7 +43,7 @@ class Rejoining:
             return None
         if self._error is not None:
             if isinstance(self._error, StudyError | ConnectionError):
-                what = f"the Ray cluster was lost, and not found for {PATIENCE:g} s: {self._error}"
+                what = f"the Ray cluster was lost, and not found for {PATIENCE_SECONDS:g} s: {self._error}"
                 raise StudyError(what) from self._error
             raise self._error
         return self._staff
@@ -54,7 +54,7 @@ class Rejoining:
         self._thread.join(LEAVE_SECONDS)
 
     def _run(self) -> None:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + PATIENCE_SECONDS
         try:
             while not self._given_up.is_set() and not self._tried(end):
                 self._given_up.wait(PAUSE_SECONDS)

@@ -23,7 +23,7 @@ from spaces.errors import RetryableError, StudyError
 
 IN_FLIGHT = 2  # calls waiting at a worker: it starts on the second while the driver handles the first
 STARTS = 3  # that fail one after another before any worker was ready, until the search ends
-LONGEST_PAUSE = 60.0  # seconds between two starts that fail
+SHORT_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between two starts that fail
 FIRST_NOTICE, NOTICES = 10.0, 30.0  # seconds without a ready worker until that is said, and said again
 DEAD = 4  # of Ray's states of an actor
 
@@ -165,7 +165,7 @@ class Staff:
         self._free.offer(seat)
 
     def _not_started(self, seat: Seat, error: Exception) -> None:
-        """Try a start again: at once where a node was lost, later where it is likely to fail again.
+        """Try a start again: soon where a node was lost, later where it is likely to fail again.
 
         Raises:
             StudyError: it never worked, and will not.
@@ -176,7 +176,7 @@ class Staff:
             raise StudyError(f"a worker cannot start: {last_line(error)}") from error
         self._end(seat)
         if loss is not None and not loss.own:
-            self._begin(seat)
+            heappush(self._again, (time.monotonic() + SHORT_PAUSE, seat.index))
             return
         seat.failures += 1
         reason = loss.reason if loss is not None and not starts_with_an_error(error) else last_line(error)

@@ -13,8 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.pareto import Box
 from search.samplers.evolution import anywhere, bred
+from search.samplers.features import Features
 from search.samplers.history import History, Look, Seen
-from search.samplers.loss_model import Features
 from search.samplers.one_thread import one_thread
 from search.samplers.plan import Plan, make_plan
 from search.samplers.recipe import recipe
@@ -24,7 +24,7 @@ from search.samplers.table import Table
 Focus = tuple[float, float]
 
 OUTSIDE = 0.1  # share of asks that try a setting of which there is no table
-GROWTH = 16  # a plan lasts until the trials told have grown by one part in so many
+GROWTH = 16  # a plan lasts until one part in so many of the trials, told and running, is told beside
 ATTEMPTS = 32
 RECENT = 512  # trials that a recipe is learned from
 
@@ -152,14 +152,14 @@ class FrontSampler(BaseSampler):
         settled = sorted({name for table in self._tables for name in table.fixed} & axes.keys())
         if settled and seen.front and draw.random() < OUTSIDE:
             return self._outside(seen.front, settled, axes, draw)
-        found = plan.best(plan.front(seen), seen.places)
+        found = plan.best(plan.front(seen), seen)
         if found is None:
-            return self._anything(plan, seen.places, draw)
+            return self._anything(plan, seen, draw)
         return self._tables[found[0]].params(found[1])
 
     def _planned(self, number: int, told: Sequence[Seen]) -> Plan:
         """The plan that trials of this number are taken from: made again when enough more trials are told."""
-        count = _rounded(len(told))
+        count = _rounded(len(told), number - len(told))
         boxes = self._aims(number, told[:count])
         gapless = count == 0 or told[count - 1].number == count - 1
         key = (count, () if gapless else tuple(one.number for one in told[:count]), boxes)
@@ -198,7 +198,7 @@ class FrontSampler(BaseSampler):
         kept = {key: parent[key] for key in (*names, *settled) if key in parent}
         return {**kept, name: anywhere(axes[name], draw)}
 
-    def _anything(self, plan: Plan, asked: set[Any], draw: np.random.Generator) -> Mapping[str, Any]:
+    def _anything(self, plan: Plan, asked: Look, draw: np.random.Generator) -> Mapping[str, Any]:
         """A policy of the pools, or any other one where all of them were asked."""
         for _ in range(ATTEMPTS):
             pool = plan.pools[int(draw.integers(len(plan.pools)))]
@@ -211,10 +211,10 @@ class FrontSampler(BaseSampler):
         return table.params(choices)
 
 
-def _rounded(told: int) -> int:
-    """The last number of told trials at which a plan was made."""
+def _rounded(told: int, running: int) -> int:
+    """The last number of told trials at which a plan was made, while so many run beside."""
     count = 0
-    while (after := count + max(3, count // GROWTH)) <= told:
+    while (after := count + max(3, count // GROWTH + running // GROWTH)) <= told:
         count = after
     return count
 

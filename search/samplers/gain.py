@@ -51,12 +51,20 @@ def gains(front: Stairs, bytes: Floats, accuracies: Floats, boxes: Sequence[Box]
 
 
 def _gain(front: Stairs, bytes: Floats, accuracies: Floats, box: Box) -> Floats:
-    edges = np.log(np.clip(np.append(front.bytes, box.largest), box.smallest, box.largest))
-    starts = np.concatenate(([np.log(box.smallest)], edges[:-1]))  # of each step; the first one is worth nothing
-    heights = np.clip(np.concatenate(([box.worst], front.accuracies)), box.worst, box.best)
+    """What points add to the area below a front, from prefix sums over its steps."""
+    low, high = np.log(box.smallest), np.log(box.largest)
+    ends = np.log(np.clip(front.bytes, box.smallest, box.largest))
+    edges = np.concatenate(([low], ends, [high]))  # step i goes from edge i to the next one, at height i
+    heights = np.clip(np.concatenate(([box.worst], front.accuracies)), box.worst, box.best) - box.worst
+    areas = np.concatenate(([0.0], np.cumsum(heights * np.diff(edges))))  # below the front, left of each edge
+
     at = np.log(np.clip(bytes, box.smallest, box.largest))
-    widths = np.maximum(0.0, edges[None] - np.maximum(starts[None], at[:, None]))  # (points, steps)
-    widths = widths.reshape(len(bytes), *(1,) * (accuracies.ndim - 1), -1)
-    higher = np.maximum(0.0, np.clip(accuracies, box.worst, box.best)[..., None] - heights)
-    area = np.log(box.largest / box.smallest) * (box.best - box.worst)
-    return np.asarray((widths * higher).sum(axis=-1) / area)
+    step = np.searchsorted(ends, at, side="right")
+    left = areas[step] + heights[step] * (at - edges[step])
+    shape = (len(bytes), *(1,) * (accuracies.ndim - 1))
+    at, left = at.reshape(shape), left.reshape(shape)
+
+    new = np.clip(accuracies, box.worst, box.best) - box.worst
+    until = np.searchsorted(heights, new)  # where the front is as high
+    added = np.where(edges[until] > at, new * (edges[until] - at) - (areas[until] - left), 0.0)
+    return np.asarray(added / ((high - low) * (box.best - box.worst)))

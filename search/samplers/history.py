@@ -1,8 +1,10 @@
 """The trials of a study as the sampler learns from them: which choices they made, and what they were worth."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,7 +41,7 @@ class Seen:
     losses: tuple[float, ...]
     stopped: bool
 
-    @property
+    @cached_property
     def place(self) -> Place:
         """What tells policies of tables apart."""
         return self.table, self.choices.tobytes()
@@ -65,29 +67,33 @@ class Look:
         told: those that were told, in the order of their numbers.
         running: those that were not, in the order of their numbers.
         front: of those with values and not stopped, the ones that no other one dominates in bytes and loss, by bytes.
-        places: of all.
     """
 
     told: list[Seen] = field(default_factory=list)
     running: list[Seen] = field(default_factory=list)
     front: list[Seen] = field(default_factory=list)
-    places: set[Place] = field(default_factory=set)
+    _told: set[Place] = field(default_factory=set)  # later looks have the same set: what was told stays so
+    _running: set[Place] = field(default_factory=set)
+
+    def __contains__(self, place: object) -> bool:
+        """Whether a policy was asked."""
+        return place in self._running or place in self._told
 
     def add(self, one: Seen) -> None:
         """A trial that was told; the numbers of those before are smaller."""
         self.told.append(one)
-        self.places.add(one.place)
+        self._told.add(one.place)
         if one.complete and not one.stopped:
-            self.front = pareto_of([*self.front, one])
+            self.front = with_one(self.front, one)
 
     def run(self, one: Seen) -> None:
         """A trial that runs."""
         self.running.append(one)
-        self.places.add(one.place)
+        self._running.add(one.place)
 
     def copy(self) -> "Look":
         """One to which more can be added."""
-        return Look(list(self.told), list(self.running), list(self.front), set(self.places))
+        return Look(list(self.told), list(self.running), self.front, self._told, set(self._running))
 
 
 class History:
@@ -101,7 +107,7 @@ class History:
         self._tables = tables
         # All are replaced, never changed: threads of one study share a sampler.
         self._known: Mapping[int, Seen] = {}
-        self._running: Mapping[int, Seen] = {}
+        self._running: Mapping[int, tuple[FrozenTrial, Seen]] = {}
         self._first = Look()  # of the first trials without a gap: what is told of them stays so
 
     def look(self, trials: Sequence[FrozenTrial]) -> Look:
@@ -120,18 +126,16 @@ class History:
         found = gapless.copy() if first < len(trials) else gapless
         known, running, before = {}, {}, self._running
         for trial in trials[first:]:
-            if trial.state is TrialState.WAITING or not (trial.params or trial.state.is_finished()):
-                continue
-            if not trial.state.is_finished():
-                one = before.get(trial.number)
-                # compared, as some samplers choose one parameter after another
-                if one is None or (one.params is not trial.params and one.params != trial.params):
-                    one = self._seen(trial)
-                running[trial.number] = one
-                found.run(one)
-                continue
-            known[trial.number] = read.get(trial.number) or self._seen(trial)
-            found.add(known[trial.number])
+            number, finished = trial.number, trial.state.is_finished()
+            if finished:
+                known[number] = read.get(number) or self._seen(trial)
+                found.add(known[number])
+            elif number in before and (before[number][0] is trial or before[number][1].params == trial.params):
+                running[number] = before[number]
+                found.run(running[number][1])
+            elif trial.state is not TrialState.WAITING and trial.params:
+                running[number] = trial, self._seen(trial)
+                found.run(running[number][1])
         self._known, self._running = known, running
         return found
 
@@ -198,10 +202,11 @@ class Scale:
         return max(least, loss) if loss < math.inf else self.largest  # also where it is no number
 
 
-def pareto_of(trials: Sequence[Seen]) -> list[Seen]:
-    """The complete trials that no other one dominates in bytes and loss, by bytes."""
-    found: list[Seen] = []
-    for one in sorted(trials, key=lambda one: (one.bytes, one.lack, one.number)):
-        if not found or one.lack < found[-1].lack:
-            found.append(one)
-    return found
+def with_one(front: Sequence[Seen], one: Seen) -> list[Seen]:
+    """A front of bytes and loss, by bytes, with a complete trial of a later number: what no other one dominates."""
+    at = bisect_right(front, one.bytes, key=lambda member: member.bytes)
+    if at > 0 and front[at - 1].lack <= one.lack:
+        return list(front)
+    start = at - 1 if at > 0 and front[at - 1].bytes == one.bytes else at
+    end = next((i for i in range(at, len(front)) if front[i].lack < one.lack), len(front))
+    return [*front[:start], one, *front[end:]]

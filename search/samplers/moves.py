@@ -9,18 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from search.samplers.table import Table
-from search.sensitivity import ladder
 
-Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-def switches(table: Table, costs: Sequence[Floats], parent: Ints, count: int, draw: np.random.Generator) -> Ints:
+def switches(table: Table, ladders: Sequence[Ints], parent: Ints, count: int, draw: np.random.Generator) -> Ints:
     """Policies in which one site of the parent takes a larger choice and others smaller ones, of about its bytes.
 
     Args:
         table: of the parent.
-        costs: predicted loss of each choice at each site; of several choices of like bytes the least loss is taken.
+        ladders: of each site, the choices to switch between, by bytes (see `search.sensitivity.ladder`).
         parent: its choices' numbers, (sites,).
         count: how many.
         draw: of random numbers.
@@ -29,7 +27,6 @@ def switches(table: Table, costs: Sequence[Floats], parent: Ints, count: int, dr
         int64 (<= count, sites).
     """
     found = []
-    ladders = [ladder(site.bytes, cost) for site, cost in zip(table.sites, costs, strict=True)]
     movable = [i for i, steps in enumerate(ladders) if len(steps) > 1]
     for _ in range(count if len(movable) > 1 else 0):
         child = parent.copy()

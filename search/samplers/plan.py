@@ -1,6 +1,6 @@
 """What the sampler makes of all trials told so far: a pool of policies, and what each is predicted to be worth."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -9,9 +9,10 @@ import numpy.typing as npt
 
 from search.pareto import Box
 from search.samplers.curve import Curve, curve
+from search.samplers.features import Features
 from search.samplers.gain import NODES, WEIGHTS, Stairs, gains
 from search.samplers.history import Look, Place, Scale, Seen
-from search.samplers.loss_model import Features, LossModel, learn, unlearned
+from search.samplers.loss_model import LossModel, learn, unlearned
 from search.samplers.moves import crossed, mutated, switches
 from search.samplers.table import Table
 from search.sensitivity import ladder, predicted_front
@@ -64,29 +65,39 @@ class Plan:
 
     def front(self, seen: Look) -> Stairs:
         """What is dominated already: by what was told, as its measured loss says, and by what runs, as predicted."""
-        logs = self.scale.logs(seen.front)
-        sizes, values = np.array([one.bytes for one in seen.front]), self.worth(logs)
-        sizes, values = sizes[np.isfinite(logs)], values[np.isfinite(logs)]
-        running = [self._expected(one) for one in seen.running if one.table >= 0]
-        return Stairs.of(
-            np.concatenate([sizes, *(size for size, _ in running)]),
-            np.concatenate([values, *(value for _, value in running)]),
-        )
+        points = np.concatenate([self._measured(seen.front), self._expected(seen.running)])
+        known = np.isfinite(points[:, 1])
+        return Stairs.of(points[known, 0], points[known, 1])
 
-    def _expected(self, one: Seen) -> tuple[Ints, Floats]:
-        """Bytes and predicted accuracy of a trial that runs, (1,) each; worked out once."""
-        found = self._running.get(one.place)
-        if found is None:
-            numbers = one.choices[None]
-            worth = self.worth(self.model.mean(one.table, numbers))
-            found = self._running[one.place] = (self.model.features.tables[one.table].bytes(numbers), worth)
-        return found
+    def _measured(self, told: Sequence[Seen]) -> Floats:
+        """Bytes of told trials and what their losses are worth, (trials, 2); each is worked out once."""
+        new = [one for one in told if one.number not in self._told]
+        worth = self.worth(self.scale.logs(new))
+        self._told.update({one.number: (one.bytes, value) for one, value in zip(new, worth.tolist(), strict=True)})
+        return np.array([self._told[one.number] for one in told]).reshape(-1, 2)
+
+    def _expected(self, running: Sequence[Seen]) -> Floats:
+        """Bytes and predicted accuracy of trials that run, (trials, 2); each is worked out once."""
+        running = [one for one in running if one.table >= 0]
+        new = [one for one in running if one.place not in self._running]
+        for table in {one.table for one in new}:
+            own = [one for one in new if one.table == table]
+            numbers = np.stack([one.choices for one in own])
+            worth = self.worth(self.model.mean(table, numbers))
+            sizes = self.model.features.tables[table].bytes(numbers)
+            found = zip(sizes.tolist(), worth.tolist(), strict=True)
+            self._running.update(zip((one.place for one in own), found, strict=True))
+        return np.array([self._running[one.place] for one in running]).reshape(-1, 2)
 
     @cached_property
-    def _running(self) -> dict[Place, tuple[Ints, Floats]]:
+    def _told(self) -> dict[int, tuple[float, float]]:
         return {}
 
-    def best(self, front: Stairs, asked: frozenset[Place] | set[Place]) -> tuple[int, Ints] | None:
+    @cached_property
+    def _running(self) -> dict[Place, tuple[float, float]]:
+        return {}
+
+    def best(self, front: Stairs, asked: Container[Place]) -> tuple[int, Ints] | None:
         """The policy that is expected to add most hypervolume to a front, and was not asked yet; its table first."""
         best, found = 0.0, None
         for pool in self.pools:
@@ -181,11 +192,12 @@ def _gather(
     """Policies of a table that may be worth a trial, (policies, sites)."""
     low, high = min(box.smallest for box in boxes), max(box.largest for box in boxes)
     costs = model.costs(number, model.weights())
+    ladders = [ladder(site.bytes, cost) for site, cost in zip(table.sites, costs, strict=True)]
     found = [front_choices(table, costs, low, high, max(1, tables // 2))]
     for _ in range(SAMPLES if tables == 1 or draw.random() < 2 / tables else 0):
         found.append(front_choices(table, model.costs(number, model.weights(draw)), low, high, tables))
     for one, after in zip(parents, [*parents[1:], None], strict=False):
-        found.append(switches(table, costs, one.choices, CHILDREN, draw))
+        found.append(switches(table, ladders, one.choices, CHILDREN, draw))
         found.append(mutated(table, one.choices, CHILDREN // 2, draw))
         if after is not None:
             found.append(crossed(one.choices, after.choices, CHILDREN // 2, draw))

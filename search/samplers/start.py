@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from search.samplers.loss_model import Features, unlearned
+from search.samplers.features import Features
+from search.samplers.loss_model import unlearned
 from search.samplers.plan import front_choices
 from search.samplers.table import Table
 

@@ -1,7 +1,7 @@
 """JSON documents of a study that Optuna's attribute tables have no room for, in a table of our own beside them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, Text, delete, inspect, select
@@ -27,9 +27,9 @@ def put_documents(connection: Connection, study_id: int, documents: Mapping[str,
     insert_rows(connection, TABLE, ("study_id", "key", "value_json"), rows)
 
 
-def read_document(connection: Connection, study_id: int, key: str) -> Any | None:
-    """One document; None where there is none, or nothing was ever stored."""
+def read_documents(connection: Connection, study_id: int, keys: Sequence[str]) -> dict[str, Any]:
+    """The documents of these names, as far as there are any."""
     if not inspect(connection).has_table(TABLE.name):
-        return None
-    text = connection.scalar(select(TABLE.c.value_json).where(TABLE.c.study_id == study_id, TABLE.c.key == key))
-    return None if text is None else json.loads(text)
+        return {}
+    wanted = select(TABLE.c.key, TABLE.c.value_json).where(TABLE.c.study_id == study_id, TABLE.c.key.in_(keys))
+    return {key: json.loads(text) for key, text in connection.execute(wanted)}

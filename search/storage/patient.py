@@ -1,8 +1,7 @@
 """Optuna's storage, whose transactions are tried again while the database does not answer."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from optuna.storages import RDBStorage
@@ -92,25 +91,7 @@ class PatientStorage(RDBStorage):
                 return done
 
     def _once(self, work: Callable[[Connection], T], write: bool) -> T:
-        with self._begun(write) as connection:
-            done = work(connection)
-        return done
-
-    @contextmanager
-    def transaction(self, doing: str, *, write: bool) -> Iterator[Connection]:
-        """One transaction, committed at the end of the block, for what must not be tried again; else see `run`.
-
-        Raises:
-            StudyError: the database failed; nothing of the block was stored.
-        """
-        try:
-            with self._begun(write) as connection:
-                yield connection
-        except (SQLAlchemyError, self._driver_error) as error:
-            raise StudyError(self._failed(doing, error)) from error
-
-    @contextmanager
-    def _begun(self, write: bool) -> Iterator[Connection]:
+        """Does some work in one transaction, once."""
         if self._file is not None and (problem := self._file.problem()) is not None:
             raise StudyError(problem)
         with self.engine.connect() as connection:
@@ -118,8 +99,9 @@ class PatientStorage(RDBStorage):
                 connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
             elif not write:
                 connection.execution_options(isolation_level="REPEATABLE READ")
-            yield connection
+            done = work(connection)
             connection.commit()
+        return done
 
     @property
     def _driver_error(self) -> type[Exception]:

@@ -174,7 +174,7 @@ class Storage(PatientStorage):
             StudyError: the database failed.
         """
         doing = f"loading {key} of study {study_id}"
-        return self.run(doing, lambda connection: documents.read_document(connection, study_id, key), write=False)
+        return self.run(doing, lambda c: documents.read_documents(c, study_id, [key]).get(key), write=False)
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """As Optuna's, tried again while the database does not answer."""

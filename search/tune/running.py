@@ -20,12 +20,13 @@ from search.pool.connecting import joined_address
 from search.pool.room import check_local
 from search.pool.workers import requested, setup
 from search.tune.scoring import ScoringTrainable, open_desk, trainable
-from search.tune.searcher import KeepWorkers, Losses, PoliteEnd, StudySearcher
+from search.tune.searcher import AbruptEndError, KeepWorkers, Losses, PoliteEnd, StudySearcher
 from spaces.errors import ConfigError
 
 _SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the search ends politely by itself
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the searcher says what happened
+    "TUNE_STATE_REFRESH_PERIOD": "86400",  # asking for the cluster's resources hangs where its head is lost
     "TUNE_GLOBAL_CHECKPOINT_S": "600",  # the study is the state: Tune's own is written for those who look at it
 }
 
@@ -132,11 +133,12 @@ def drive(launched: Launch, fit: Callable[[TuneSearch], Any], folder: Path | Non
         with _as_ours():
             fit(search)
         searcher.tick()
-    except Exception:
+    except (Exception, AbruptEndError):
         if searcher.error is not None:
             raise searcher.error from None
         raise
     finally:
+        searcher.close()
         ray.kill(desk)
     if not (searcher.over or launched.driver.finished):
         launched.stop.set()  # the Tuner had enough

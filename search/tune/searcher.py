@@ -7,21 +7,32 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from search.arrivals import Arrivals
 from search.launched import Launch
-from search.pool.losses import last_line, loss_of, starts_with_an_error
+from search.pool.connecting import joined_address
+from search.pool.head import HeadWatch, head_address
+from search.pool.losses import OUT_OF_MEMORY, last_line, loss_of, starts_with_an_error
 from search.pool.pool import DEATHS
+from search.pool.retrying import Retries
 from search.pool.room import alive_nodes
 from search.pool.staff import STARTS
-from search.tasks import RETRIES, Result, ScoreTask, in_vain
+from search.pool.suspects import Suspects
+from search.tasks import Result, Task
 from search.tune.losses import written_error
 from search.tune.scoring import Answer
 from spaces.errors import StudyError
+
+ANY_SEAT = 0  # Tune, not we, picks who tries again
+DESK_SECONDS = 1.0  # that the desk is waited for, until it is looked whether the head is there
+
+
+class AbruptEndError(BaseException):
+    """Ends a Tuner without its own clean-up, which waits for a head that is lost until Ray ends this process."""
 
 
 class _OfThisProcess:
@@ -52,13 +63,16 @@ class StudySearcher(_OfThisProcess, Searcher):
         super().__init__()
         self._launch, self._desk = launch, desk
         self._arrivals = Arrivals(launch.prepared.evaluation.cache, launch.progress.say)
-        self._queue: deque[ScoreTask] = deque()
-        self._running: dict[str, ScoreTask] = {}  # by Tune's id
+        self._queue: deque[Task] = deque()
+        self._retries = Retries()
+        self._suspects = Suspects()
+        local = joined_address(launch.config) is None
+        self._watch = None if local else HeadWatch(head_address(), launch.progress.say)
+        self._running: dict[str, Task] = {}  # by Tune's id
         self._results: list[Result] = []
-        self._lost: list[tuple[str, ScoreTask, Answer]] = []
+        self._lost: list[tuple[str, Task, Answer]] = []
         self._errors: dict[str, Exception] = {}  # by Tune's id
         self._deaths: dict[int, list[str]] = {}  # the nodes of each
-        self._refusals: dict[int, int] = {}
         self._bad_starts = 0
         self._end = float("inf")  # when what runs is not waited for any more
         self._ending = self._abandoned = False
@@ -82,13 +96,12 @@ class StudySearcher(_OfThisProcess, Searcher):
             self.tick()
             if self.over:
                 return Searcher.FINISHED
-            if not self._queue:
+            task = self._next()
+            if task is None:
                 return None
-            task = self._queue.popleft()
-            ray.get(self._desk.put.remote(task))
+            self._got(self._desk.put.remote(task))
         except BaseException as error:
-            self.error = error
-            raise
+            raise self.failed(error) from None
         self._running[trial_id] = task
         return {"trial": task.number, **self._launch.trials[task.number].params}
 
@@ -98,7 +111,10 @@ class StudySearcher(_OfThisProcess, Searcher):
         if task is None:
             return
         try:
-            answer: Answer = ray.get(self._desk.collect.remote(task.number))
+            answer: Answer = self._got(self._desk.collect.remote(task.number))
+        except StudyError as lost:
+            self.error = lost
+            return
         except RayError as failure:
             self.error = StudyError(f"Ray lost what the search had on it: {last_line(failure)}; launch again")
             return
@@ -123,6 +139,8 @@ class StudySearcher(_OfThisProcess, Searcher):
         """Tell what has arrived, ask what may be asked, and see whether somebody wants the search to end."""
         if self.error is not None:
             raise self.error
+        if self._watch is not None:
+            self._watch.check()
         self._look_for_an_end()
         for trial_id, task, answer in self._lost:
             self._settle(trial_id, task, answer)
@@ -132,13 +150,13 @@ class StudySearcher(_OfThisProcess, Searcher):
             arrived, self._results = self._results, []
             ready = self._arrivals.through(arrived)
             self._queue += self._launch.driver.step(ready, self._launch.progress, asking=asking)
-            waits = self._queue or self._running or self._arrivals.waiting
+            waits = self._queue or self._running or self._retries or self._suspects or self._arrivals.waiting
             if waits or self._launch.driver.finished or not asking:
                 return
 
     def abandon(self) -> None:
         """End the workers that still score: nobody waits for them any more."""
-        actors = [] if self._abandoned else ray.get(self._desk.busy.remote())
+        actors = [] if self._abandoned else self._got(self._desk.busy.remote())
         self._abandoned = True
         for actor in actors:
             ray.kill(actor)
@@ -152,25 +170,66 @@ class StudySearcher(_OfThisProcess, Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: launch the search again to go on."""
 
+    def _next(self) -> Task | None:
+        """What is to be tried again comes first, once its pause is over, or alone once nothing else runs."""
+        if self._suspects:
+            alone = None if self._running else self._suspects.next
+            if alone is not None:
+                self._suspects.begun()
+            return alone
+        task = self._retries.due()
+        if task is not None:
+            self._retries.pop()
+            return task
+        return self._queue.popleft() if self._queue else None
+
+    def failed(self, error: BaseException) -> BaseException:
+        """Keep why the search gives up; what Tune is ended with."""
+        self.error = error
+        return AbruptEndError() if self._watch is not None and self._watch.lost else error
+
+    def close(self) -> None:
+        """Look no more after the cluster's head."""
+        if self._watch is not None:
+            self._watch.close()
+
+    def _got(self, reference: Any) -> Any:
+        """What the desk answers.
+
+        Raises:
+            StudyError: the cluster's head is lost, and perhaps the desk with it.
+        """
+        while True:
+            try:
+                return ray.get(reference, timeout=DESK_SECONDS)
+            except GetTimeoutError:
+                if self._watch is not None:
+                    self._watch.check()
+
     # ------------------------------------------------------------------------------------------- what came of trials
 
-    def _settle(self, trial_id: str, task: ScoreTask, answer: Answer) -> None:
+    def _settle(self, trial_id: str, task: Task, answer: Answer) -> None:
         """Take a result in, or have the candidate suggested again unless it is given up."""
-        error = self._errors.pop(trial_id, None)
+        error, alone = self._errors.pop(trial_id, None), self._suspects.ended(task.number)
         if answer.broken:
             raise StudyError(f"a worker cannot start: {answer.broken}")
         if answer.result is not None:
             self._bad_starts = 0
             self._give(answer.result)
         elif answer.refused:
-            tries = self._refusals[task.number] = self._refusals.get(task.number, 0) + 1
-            self._again(task, in_vain(answer.refused) if tries > RETRIES else None)
+            if given_up := self._retries.add(task, ANY_SEAT, answer.refused):
+                self._give(Result(task.number, error=given_up))
         elif error is None:  # somebody's scheduler or stopper ended it
             self._again(task, None)
+        elif answer.node and (loss := loss_of(error)) is not None and loss.reason == OUT_OF_MEMORY:
+            if alone and (given_up := self._blame(task, answer, error)):
+                self._give(Result(task.number, error=given_up))
+            else:
+                self._suspects.add(task)
         else:
             self._again(task, self._blame(task, answer, error))
 
-    def _blame(self, task: ScoreTask, answer: Answer, error: Exception) -> str | None:
+    def _blame(self, task: Task, answer: Answer, error: Exception) -> str | None:
         """Why a candidate is given up whose worker was lost, if it is.
 
         Raises:
@@ -193,7 +252,7 @@ class StudySearcher(_OfThisProcess, Searcher):
             deaths[:] = [node for node in deaths if node in alive]
         return f"it killed its worker {DEATHS} times, the last time: {loss.reason}" if len(deaths) >= DEATHS else None
 
-    def _again(self, task: ScoreTask, given_up: str | None) -> None:
+    def _again(self, task: Task, given_up: str | None) -> None:
         if given_up is None:
             self._queue.appendleft(task)
         else:
@@ -201,7 +260,7 @@ class StudySearcher(_OfThisProcess, Searcher):
 
     def _give(self, result: Result) -> None:
         self._deaths.pop(result.number, None)
-        self._refusals.pop(result.number, None)
+        self._retries.forget(result.number)
         self._results.append(result)
 
     # ------------------------------------------------------------------------------------------------------ the end
@@ -213,7 +272,7 @@ class StudySearcher(_OfThisProcess, Searcher):
         if self._ending or not (launch.stopped or launch.deadline.passed):
             return
         self._ending = True
-        left: int = ray.get(self._desk.close.remote())
+        left: int = self._got(self._desk.close.remote())
         why, limit = ("stopping", f", for up to {launch.grace:.0f} s") if launch.stopped else ("the time is up", "")
         launch.progress.say(f"{why}: {left} running candidates are finished first{limit}" if left else why)
 
@@ -234,8 +293,7 @@ class PoliteEnd(_OfThisProcess, Stopper):
         try:
             searcher.tick()
         except BaseException as error:
-            searcher.error = error
-            raise
+            raise searcher.failed(error) from None
         if searcher.out_of_time:
             searcher.abandon()
         return searcher.over and (searcher.out_of_time or not searcher.running)

@@ -3,6 +3,7 @@
 import os
 import resource
 import select
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,9 @@ def workload():
     return {name}(Path({folder!r}))
 """
 LARGE = 2**30  # bytes
+PIECE, SPARE = 2**26, 2**31  # bytes that are taken at a time, and that nobody may touch
+HELD_S = 60.0
+LONG_S = 1.0  # for each chunk, so that the others run while one takes memory
 TOO_WRONG = 0.62  # few candidates of the tiny search are worse on some chunk
 
 
@@ -66,6 +70,32 @@ def hungry(folder: Path) -> Workload:
     return _judging(eat)
 
 
+def greedy(folder: Path) -> Workload:
+    """Candidates that are too wrong take memory until somebody ends their process; the others take their time."""
+    return _judging(take, LONG_S)
+
+
+def take() -> None:
+    """Take memory, bit by bit, down to what is spared, and hold it until somebody ends this process.
+
+    Raises:
+        RuntimeError: nobody does.
+    """
+    taken = []
+    while memory()[1] > SPARE:
+        taken.append(torch.ones(PIECE, dtype=torch.uint8))
+        time.sleep(0.01)
+    time.sleep(HELD_S)
+    raise RuntimeError(f"{sum(map(len, taken))} bytes were taken, and nobody minded")
+
+
+def memory() -> tuple[int, int]:
+    """Bytes of this machine: all, and those that are available."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    found = {key: int(kilobytes) * 1024 for key, kilobytes, *_ in lines}
+    return found["MemTotal:"], found["MemAvailable:"]
+
+
 def eat() -> None:
     """Take more memory than this process may have, for a model's tensors."""
     free = resource.getrlimit(resource.RLIMIT_AS)
@@ -80,11 +110,12 @@ def eat() -> None:
 ORDERS: dict[str, Callable[[], None]] = {"abort": os.abort, "eat": eat, "exit": lambda: os._exit(1)}
 
 
-def _judging(act: Callable[[], None]) -> Workload:
+def _judging(act: Callable[[], None], seconds: float = 0.0) -> Workload:
     def metric(outputs: Tensor, targets: Tensor) -> Tensor:
         outcomes = accuracy(outputs, targets)
         if outcomes.mean() < TOO_WRONG:
             act()
+        time.sleep(seconds)
         return outcomes
 
     return replace(tiny.workload(), metric=metric)
