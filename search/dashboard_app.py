@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-_OURS: Final = re.compile(r"/api/studies/(\d+)(/param_importances|/rename|)/*")
-_PAGE: Final = re.compile(r"/dashboard/studies/(\d+)(/.*)?")
+_OURS: Final = re.compile(r"/api/studies/(\d{1,18})(/param_importances|/rename|)/*")
+_PAGE: Final = re.compile(r"/dashboard/studies/(\d{1,18})(/.*)?")
 _LONGEST_BODY: Final = 1 << 20
 _BLOCK: Final = 1 << 20  # bytes of a file
 
@@ -49,6 +49,7 @@ class DashboardApp:
         self._theirs: WSGIApplication = optuna_dashboard.wsgi(watching, artifact_store)
         self._ours = _Ours(storage, watching)
         self._private = private
+        self._preparing: dict[int, threading.Thread] = {}
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answers a request."""
@@ -78,8 +79,11 @@ class DashboardApp:
         Returns:
             What does it.
         """
-        thread = threading.Thread(target=self._ours.prepare, args=(study_id,), name="slimfront-page", daemon=True)
-        thread.start()
+        thread = self._preparing.get(study_id)
+        if thread is None or not thread.is_alive():
+            thread = threading.Thread(target=self._ours.prepare, args=(study_id,), name="slimfront-page", daemon=True)
+            self._preparing[study_id] = thread
+            thread.start()
         return thread
 
 

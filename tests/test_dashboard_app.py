@@ -259,6 +259,12 @@ class TestPreparing:
                 thread.join()
         assert (ours.status, ours.body) == (theirs.status, theirs.body)
 
+    @pytest.mark.parametrize("number", ["9" * 20, "9" * 5000])
+    def test_a_number_that_no_study_can_have(self, storage: Storage, number: str) -> None:
+        for path in (f"/dashboard/studies/{number}", f"/api/studies/{number}"):
+            assert ask(DashboardApp(storage), path).status in (200, 400, 404)
+        assert not [one for one in threading.enumerate() if one.name == "slimfront-page"]
+
     def test_where_there_is_nothing_or_no_database(self, storage: Storage) -> None:
         study_id = searched(storage)
         app = DashboardApp(storage)

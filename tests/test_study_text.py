@@ -126,3 +126,15 @@ def test_many_threads() -> None:
 def test_a_text_of_several_pieces() -> None:
     pieces = ["ä" * 700_000, "b" * 700_000, "", "c"]
     assert gzip.decompress(gzipped(iter(pieces))).decode() == "".join(pieces)
+
+
+@pytest.mark.parametrize("older", [[ended(0)], [ended(0), running(1), running(2)]])
+def test_who_read_the_study_before_gets_it_as_it_was(older: list[FrozenTrial]) -> None:
+    packed, trials = PackedStudy(), [ended(0), ended(1)]
+    packed.prepare(Counted(), trials)
+    older = [trials[0], *older[1:]]
+    packed.prepare(Counted(), older)
+    assert shown(packed, Counted(), older) == anew(older)
+    text = Counted()
+    assert shown(packed, text, trials) == anew(trials)
+    assert text.wrote == []  # what is kept is kept

@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 import ray
@@ -57,9 +58,11 @@ class HeadWatch:
         self._closed.set()
 
     def _run(self) -> None:
-        while not self._closed.wait(TRY_SECONDS):
-            noticed = self._missed >= NOTICE
+        pause = TRY_SECONDS
+        while not self._closed.wait(pause):
+            began, noticed = time.monotonic(), self._missed >= NOTICE
             self._missed = 0 if self._answers() else self._missed + 1
+            pause = max(0.0, TRY_SECONDS - (time.monotonic() - began))  # one look takes that long where nobody refuses
             if self._missed == NOTICE:
                 self._say(
                     f"the head of the Ray cluster at {self._address} does not answer: it is waited for; if it stays "

@@ -83,19 +83,19 @@ class RayPool:
         self._hire = hired
         client = is_client()
         self._rejoins = client and (self._ours or joined)
-        self._watch = None if local or client else HeadWatch(head_address(), say)
         self._arrivals = Arrivals(evaluation.cache, say)
         self._queue: deque[Task] = deque()
         self._running: dict[int, Task] = {}  # by the number of the call, which is the order of handing out
         self._results: list[Result] = []
         self._retries = Retries()
-        self._suspects = Suspects()
+        self._suspects = Suspects(say)
         self._deaths: dict[int, list[_Death]] = {}
         self._rejoining: Rejoining | None = None
         try:
             self._staff = hired()
         except ConnectionError as error:
             self._rejoin(error)
+        self._watch = None if local or client else HeadWatch(head_address(), say)
 
     def is_ready(self) -> bool:
         """Whether a worker has loaded the workload; does not wait.

@@ -1,14 +1,20 @@
 """Tasks whose workers Ray ended for want of memory: each is tried again alone, as another one may have taken it."""
 
 from collections import deque
+from collections.abc import Callable
 
 from search.tasks import Task
 
 
 class Suspects:
-    """Ray ends those that began last, and as many as make room: only what runs alone can be blamed."""
+    """Ray ends those that began last, and as many as make room: only what runs alone can be blamed.
 
-    def __init__(self) -> None:
+    Args:
+        say: takes a line for people.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._said = say, False
         self._waiting: deque[Task] = deque()
         self._alone: int | None = None  # the number of the one that runs
 
@@ -27,6 +33,12 @@ class Suspects:
 
     def add(self, task: Task) -> None:
         """Have a task tried again alone."""
+        if not self._said:
+            self._said = True
+            self._say(
+                "Ray ended a worker, as its node had too little memory left: what ran on it is tried again alone, "
+                "while others wait; take fewer workers, or set ray.resources.memory"
+            )
         self._waiting.append(task)
 
     def ended(self, number: int) -> bool:

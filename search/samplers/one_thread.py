@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import cache, wraps
 from typing import ParamSpec, TypeVar
 
+import scipy.linalg  # noqa: F401  # brings a BLAS of its own, which counts too
 from threadpoolctl import ThreadpoolController
 
 P = ParamSpec("P")
@@ -11,7 +12,7 @@ R = TypeVar("R")
 
 
 def one_thread(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, whose calls use one thread of numpy's BLAS."""
+    """The function, whose calls use one thread of each BLAS."""
 
     @wraps(function)
     def limited(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -23,5 +24,5 @@ def one_thread(function: Callable[P, R]) -> Callable[P, R]:
 
 @cache
 def _libraries() -> ThreadpoolController:
-    """What numpy has loaded; looking takes milliseconds."""
+    """What numpy and scipy have loaded; looking takes milliseconds."""
     return ThreadpoolController()

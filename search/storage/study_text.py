@@ -6,7 +6,7 @@ import re
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 from optuna.distributions import BaseDistribution
@@ -94,6 +94,7 @@ class PackedStudy:
     def _forget(self, about_trials: dict[int, dict[str, Any]]) -> None:
         self._packer, self._packed = _packer(), list[bytes]()
         self._trials = 0
+        self._first: FrozenTrial | None = None
         self._last: FrozenTrial | None = None
         self._about = about_trials
 
@@ -105,24 +106,35 @@ class PackedStudy:
     def answer(self, text: StudyText, trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> bytes:
         """The whole answer, gzipped."""
         with self._lock:
-            self._grow(text, trials)
+            if not self._grow(text, trials):
+                return gzipped(chain(text.beginning(trials), text.end(best)))
             packer, packed, count = self._packer.copy(), list(self._packed), self._trials
         packed += pack(packer, text.beginning(trials[count:], count))
         return b"".join([*packed, *pack(packer, text.end(best)), packer.flush()])
 
-    def _grow(self, text: StudyText, trials: Sequence[FrozenTrial]) -> None:
+    def _grow(self, text: StudyText, trials: Sequence[FrozenTrial]) -> bool:
+        """Take in what has ended; whether these trials begin with what is kept, and were not read before that."""
+        if self._is_ahead_of(trials):
+            return False
         last = trials[self._trials - 1] if 0 < self._trials <= len(trials) else None
         if last is not self._last or text.about_trials != self._about:  # other trials, or other notes on them
             self._forget(text.about_trials)
         new = list(takewhile(lambda trial: trial.state.is_finished(), trials[self._trials :]))
         if not new:
-            return
+            return True
         try:
             self._packed += pack(self._packer, text.beginning(new, self._trials))
         except BaseException:  # the packer has taken some of them in
             self._forget({})
             raise
-        self._trials, self._last = self._trials + len(new), new[-1]
+        self._trials, self._first, self._last = self._trials + len(new), trials[0], new[-1]
+        return True
+
+    def _is_ahead_of(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether these are trials of the same study, read when fewer had ended than are kept."""
+        if not (self._trials and trials and trials[0] is self._first):
+            return False
+        return len(trials) < self._trials or not trials[self._trials - 1].state.is_finished()
 
 
 def gzipped(pieces: Iterator[str]) -> bytes:

@@ -65,7 +65,7 @@ class StudySearcher(_OfThisProcess, Searcher):
         self._arrivals = Arrivals(launch.prepared.evaluation.cache, launch.progress.say)
         self._queue: deque[Task] = deque()
         self._retries = Retries()
-        self._suspects = Suspects()
+        self._suspects = Suspects(launch.progress.say)
         local = joined_address(launch.config) is None
         self._watch = None if local else HeadWatch(head_address(), launch.progress.say)
         self._running: dict[str, Task] = {}  # by Tune's id
