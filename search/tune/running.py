@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import OutOfMemoryError
 from ray.tune import CheckpointConfig, RunConfig, TuneConfig, Tuner
 
 from search.config import Config
@@ -21,7 +22,7 @@ from search.pool.room import check_local
 from search.pool.workers import requested, setup
 from search.tune.scoring import ScoringTrainable, open_desk, trainable
 from search.tune.searcher import AbruptEndError, KeepWorkers, Losses, PoliteEnd, StudySearcher
-from spaces.errors import ConfigError
+from spaces.errors import ConfigError, StudyError
 
 _SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the search ends politely by itself
@@ -29,6 +30,10 @@ _SETTINGS = {
     "TUNE_STATE_REFRESH_PERIOD": "86400",  # asking for the cluster's resources hangs where its head is lost
     "TUNE_GLOBAL_CHECKPOINT_S": "600",  # the study is the state: Tune's own is written for those who look at it
 }
+_NO_MEMORY = (
+    "Ray ended a worker, as its node had too little memory left, and Ray Tune does not go on after that. What is told "
+    "is stored: launch again with engine: pool, which does, or with fewer workers or ray.resources.memory"
+)
 
 
 @dataclass(frozen=True)
@@ -133,9 +138,11 @@ def drive(launched: Launch, fit: Callable[[TuneSearch], Any], folder: Path | Non
         with _as_ours():
             fit(search)
         searcher.tick()
-    except (Exception, AbruptEndError):
+    except (Exception, AbruptEndError) as error:
         if searcher.error is not None:
             raise searcher.error from None
+        if isinstance(error.__cause__, OutOfMemoryError):
+            raise StudyError(_NO_MEMORY) from None
         raise
     finally:
         searcher.close()

@@ -73,13 +73,19 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     return rows_of(folder)
 
 
-@pytest.mark.parametrize("store", ["sqlite", "postgresql"])
-@pytest.mark.parametrize("engine", ["pool", "tune"])
+@pytest.mark.parametrize(("store", "engine"), [("sqlite", "pool"), ("postgresql", "tune")])
 def test_only_the_candidate_that_does_it_fails(
-    searching: Searching, refused: list[Row], tmp_path: Path, store: str, engine: str
+    searching: Searching, refused: list[Row], store: str, engine: str
 ) -> None:
+    """Tune ends over it, and the study goes on with the pool."""
     changed = {**TRIALS, "engine": engine}
     search = searching(store, workload="greedy", workers=2, changed=changed, environment=monitored())
+    if engine == "tune":
+        search.start()
+        assert search.ended() == 1, search.said()
+        assert "error: Ray ended a worker, as its node had too little memory left, and Ray Tune" in search.said()
+        assert "Traceback" not in search.said()
+        search.changed = TRIALS
     search.finish()
     rows = rows_of(search.url)
     reason = f"it killed its worker 3 times, the last time: {OUT_OF_MEMORY}"
