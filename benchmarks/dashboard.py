@@ -209,26 +209,26 @@ def cpu_s(pid: int) -> float:
 
 def show_drawings(found: dict[str, dict[str, dict[str, float]]]) -> None:
     """Print a table of drawn pages by way."""
-    table = Table(title=f"in Chromium, while a search writes, load {os.getloadavg()[0]:.1f}: s (of CPU of the server)")
-    table.add_column("page")
-    for name in found:
-        table.add_column(name, justify="right")
-    for when in next(iter(found.values())):
-        cells = [one[when] for one in found.values()]
-        table.add_row(when, *(f"{one['wall_s']:.1f} ({one['server_cpu_s']:.1f})" for one in cells))
-    Console(width=100).print(table)
+    title = f"in Chromium, while a search writes, load {os.getloadavg()[0]:.1f}: s (of CPU of the server)"
+    print_table(title, "page", found, lambda one: f"{one['wall_s']:.1f} ({one['server_cpu_s']:.1f})")
 
 
 def show(when: str, found: dict[str, dict[str, dict[str, float]]]) -> None:
     """Print a table of requests by way."""
-    table = Table(title=f"{TRIALS} trials x {PARAMETERS} parameters, SQLite, {when}: CPU / wall ms (MB)")
-    table.add_column("request")
+    title = f"{TRIALS} trials x {PARAMETERS} parameters, SQLite, {when}: CPU / wall ms (MB)"
+    print_table(title, "request", found, lambda one: f"{one['cpu_ms']:,.0f} / {one['wall_ms']:,.0f} ({one['mb']:.2f})")
+
+
+def print_table(
+    title: str, what: str, found: dict[str, dict[str, dict[str, float]]], shown: Callable[[dict[str, float]], str]
+) -> None:
+    """Print what was found: a column for each way, and a row for each thing that was measured on it."""
+    table = Table(title=title)
+    table.add_column(what)
     for name in found:
         table.add_column(name, justify="right")
-    for request in next(iter(found.values())):
-        cells = [one[request] for one in found.values()]
-        shown = [f"{one['cpu_ms']:,.0f} / {one['wall_ms']:,.0f} ({one['mb']:.2f})" for one in cells]
-        table.add_row(request, *shown)
+    for row in next(iter(found.values())):
+        table.add_row(row, *(shown(one[row]) for one in found.values()))
     Console(width=100).print(table)
 
 

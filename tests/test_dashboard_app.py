@@ -274,15 +274,18 @@ class TestPreparing:
         app.prepare(study_id).join()  # an error of a thread is an error of the test
 
 
+def send(app: Any, path: str, method: str, body: bytes) -> Answer:
+    sent: dict[str, Any] = {
+        "wsgi.input": io.BytesIO(body),
+        "CONTENT_LENGTH": str(len(body)),
+        "CONTENT_TYPE": "application/json",
+    }
+    return ask(app, path, "", method, **sent)
+
+
 class TestDeleting:
     def ask(self, app: Any, study_id: int) -> Answer:
-        body = b'{"remove_associated_artifacts": false}'
-        sent: dict[str, Any] = {
-            "wsgi.input": io.BytesIO(body),
-            "CONTENT_LENGTH": str(len(body)),
-            "CONTENT_TYPE": "application/json",
-        }
-        return ask(app, f"/api/studies/{study_id}", "", "DELETE", **sent)
+        return send(app, f"/api/studies/{study_id}", "DELETE", b'{"remove_associated_artifacts": false}')
 
     def test_not_while_it_is_searched(self, storage: Storage) -> None:
         study_id = searched(storage)
@@ -302,12 +305,7 @@ class TestDeleting:
 
 class TestRenaming:
     def ask(self, app: Any, study_id: int, body: bytes) -> Answer:
-        sent: dict[str, Any] = {
-            "wsgi.input": io.BytesIO(body),
-            "CONTENT_LENGTH": str(len(body)),
-            "CONTENT_TYPE": "application/json",
-        }
-        return ask(app, f"/api/studies/{study_id}/rename", "", "POST", **sent)
+        return send(app, f"/api/studies/{study_id}/rename", "POST", body)
 
     def test_it_keeps_all_that_is_stored(self, storage: Storage) -> None:
         study_id = searched(storage)
